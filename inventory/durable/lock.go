@@ -1,0 +1,71 @@
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// An InUseError reports a lock that another process holds.
+type InUseError struct {
+	Path string // of the directory
+	PID  int    // of the process; 0 if it could not be read
+}
+
+// Error names the process.
+func (e *InUseError) Error() string {
+	if e.PID == 0 {
+		return e.Path + ": in use by another process"
+	}
+	return fmt.Sprintf("%s: in use by pid %d", e.Path, e.PID)
+}
+
+// A Lock keeps other processes away. It ends with Unlock, or with the process.
+type Lock struct{ f *os.File }
+
+// Lock takes the lock that is a file in the directory, alone. If another process
+// holds it, alone or shared, the error is an [*InUseError]; Lock does not wait.
+func (d *Dir) Lock(name string) (*Lock, error) { return d.lock(name, true) }
+
+// LockShared takes the lock together with others that share it.
+func (d *Dir) LockShared(name string) (*Lock, error) { return d.lock(name, false) }
+
+func (d *Dir) lock(name string, alone bool) (*Lock, error) {
+	f, err := d.root.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking %s: %w", d.path, err)
+	}
+	if err := lockFile(f, alone); err != nil {
+		if errors.Is(err, errLocked) {
+			err = &InUseError{Path: d.path, PID: readPID(f)}
+		}
+		return nil, errors.Join(err, f.Close())
+	}
+	if alone {
+		// For whoever finds the lock taken; that it may be lost in a power cut is
+		// of no matter.
+		if err := f.Truncate(0); err == nil {
+			_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("locking %s: %w", filepath.Join(d.path, name), err), f.Close())
+		}
+	}
+	return &Lock{f: f}, nil
+}
+
+func readPID(f *os.File) int {
+	b := make([]byte, 32)
+	n, _ := f.ReadAt(b, 0)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// Unlock gives the lock back. The file stays.
+func (l *Lock) Unlock() error { return l.f.Close() }
