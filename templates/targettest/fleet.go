@@ -1,0 +1,189 @@
+package targettest
+
+import (
+	"crypto/pbkdf2"
+	"crypto/sha512"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imprint-iot/imprint/inventory"
+	"github.com/imprint-iot/imprint/inventory/topic"
+	"github.com/imprint-iot/imprint/templates"
+)
+
+// A Fleet is a [templates.View] held in memory. Fields may be changed between
+// exports.
+type Fleet struct {
+	PKI     *PKI
+	Now     time.Time
+	Rev     uint64
+	Broker  templates.Node
+	Models  []inventory.Profile // sorted by name
+	Devices []templates.Entry   // in the order of canonical IDs
+	Lists   []templates.CRL
+	Trust   []byte
+}
+
+// NewFleet makes a fleet without devices, with a PKI of its own and a CRL that
+// is good for a week from now.
+func NewFleet(tb testing.TB, now time.Time) *Fleet {
+	tb.Helper()
+	p := NewPKI(tb, now)
+	return &Fleet{
+		PKI: p, Now: now, Rev: 1, Broker: p.Node(tb), Trust: p.TrustBundle(),
+		Lists: []templates.CRL{p.CRL(tb, now.Add(-time.Minute), now.AddDate(0, 0, 7))},
+	}
+}
+
+// Profile adds a device profile.
+func (f *Fleet) Profile(name string, rules ...topic.Rule) {
+	f.Models = append(f.Models, inventory.Profile{Name: name, Policy: topic.Policy{Rules: rules}})
+	slices.SortFunc(f.Models, func(a, b inventory.Profile) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// Device adds a device with the rights of its profile. Without a password it has
+// only a certificate.
+func (f *Fleet) Device(tb testing.TB, id, profile, group, password string, labels ...inventory.Label) {
+	tb.Helper()
+	e := templates.Entry{ID: inventory.DeviceID(id), Profile: profile, Group: group, Labels: labels, Certificate: password == "", Revision: f.Rev}
+	if password != "" {
+		e.Verifiers = []inventory.Verifier{Verifier(tb, id, password)}
+	}
+	p := f.policy(tb, profile)
+	grants, err := p.Resolve(Subject(e))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	e.Grants = grants
+	f.Devices = append(f.Devices, e)
+	slices.SortFunc(f.Devices, func(a, b templates.Entry) int { return strings.Compare(a.ID.Canonical(), b.ID.Canonical()) })
+}
+
+func (f *Fleet) policy(tb testing.TB, profile string) topic.Policy {
+	tb.Helper()
+	i := slices.IndexFunc(f.Models, func(p inventory.Profile) bool { return p.Name == profile })
+	if i < 0 {
+		tb.Fatalf("no profile %s", profile)
+	}
+	return f.Models[i].Policy
+}
+
+// Remove takes a device out of the fleet.
+func (f *Fleet) Remove(id string) {
+	f.Devices = slices.DeleteFunc(f.Devices, func(e templates.Entry) bool { return string(e.ID) == id })
+}
+
+// Subject is the device of an entry as a policy sees it.
+func Subject(e templates.Entry) topic.Subject {
+	return topic.Subject{ID: string(e.ID), Group: e.Group, Labels: e.Labels.Get}
+}
+
+// Verifier makes the PBKDF2 verifier of a password, with a salt of 12 octets
+// made from the ID so that golden files stay.
+func Verifier(tb testing.TB, id, password string) inventory.Verifier {
+	tb.Helper()
+	sum := sha512.Sum512([]byte(id))
+	const iterations = 101
+	hash, err := pbkdf2.Key(sha512.New, password, sum[:12], iterations, 64)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return inventory.Verifier{Scheme: inventory.PBKDF2SHA512, Iterations: iterations, Salt: sum[:12], Hash: hash}
+}
+
+// Revision implements [templates.View].
+func (f *Fleet) Revision() uint64 { return f.Rev }
+
+// Fleet implements [templates.View].
+func (f *Fleet) Fleet() templates.Fleet {
+	return templates.Fleet{Name: "Acme", TrustDomain: "acme.example"}
+}
+
+// Node implements [templates.View].
+func (f *Fleet) Node() templates.Node { return f.Broker }
+
+// Profiles implements [templates.View].
+func (f *Fleet) Profiles() iter.Seq2[inventory.Profile, error] { return values(f.Models) }
+
+// Entries implements [templates.View].
+func (f *Fleet) Entries() iter.Seq2[templates.Entry, error] { return values(f.Devices) }
+
+// TrustBundle implements [templates.View].
+func (f *Fleet) TrustBundle() []byte { return f.Trust }
+
+// CRLs implements [templates.View].
+func (f *Fleet) CRLs() []templates.CRL { return f.Lists }
+
+func values[T any](s []T) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for _, v := range s {
+			if !yield(v, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Small is the fleet of the golden files: two profiles that share some of their
+// rules, and three devices, one of them without a password.
+func Small(tb testing.TB, now time.Time) *Fleet {
+	tb.Helper()
+	f := NewFleet(tb, now)
+	shared := []topic.Rule{
+		{Action: topic.Publish, Filter: "fleet/{id}/up/#"},
+		{Action: topic.Receive, Filter: "fleet/{id}/down"},
+		{Action: topic.Publish, Filter: "fleet/{id}/state"},
+		{Action: topic.Receive, Filter: "fleet/{id}/state"},
+		{Action: topic.Receive, Filter: "news/all", Shared: true},
+	}
+	f.Profile("sensor", shared...)
+	f.Profile("valve", append(slices.Clone(shared),
+		topic.Rule{Action: topic.Receive, Filter: "groups/{group}/cmd/+", Shared: true},
+		topic.Rule{Action: topic.Publish, Filter: "sites/{label.site}/valves/{id}"})...)
+	f.Device(tb, "dev-1", "sensor", "hall", "correct horse", inventory.Label{Key: "site", Value: "berlin"})
+	f.Device(tb, "Dev-2", "valve", "hall", "battery staple", inventory.Label{Key: "owner", Value: "a\u2028b \"\\ <script>"}, inventory.Label{Key: "site", Value: "berlin"})
+	f.Device(tb, "dev-3", "valve", "yard", "", inventory.Label{Key: "site", Value: "rome"})
+	return f
+}
+
+// A Synthetic view has any number of devices, made as they are asked for. They
+// share one password verifier but for its salt, so it costs nothing.
+type Synthetic struct {
+	*Fleet
+	N int
+}
+
+// NewSynthetic makes a view of n devices of one profile, d-00000000 and on.
+func NewSynthetic(tb testing.TB, n int, rules ...topic.Rule) *Synthetic {
+	tb.Helper()
+	f := NewFleet(tb, time.Now())
+	if len(rules) == 0 {
+		rules = []topic.Rule{{Action: topic.Publish, Filter: "fleet/{id}/up"}, {Action: topic.Receive, Filter: "fleet/{id}/down"}}
+	}
+	f.Profile("sensor", rules...)
+	return &Synthetic{Fleet: f, N: n}
+}
+
+// Entries implements [templates.View].
+func (s *Synthetic) Entries() iter.Seq2[templates.Entry, error] {
+	policy := s.Models[0].Policy
+	hash := sha512.Sum512([]byte("password"))
+	return func(yield func(templates.Entry, error) bool) {
+		for i := range s.N {
+			id := fmt.Sprintf("d-%08d", i)
+			e := templates.Entry{
+				ID: inventory.DeviceID(id), Profile: s.Models[0].Name, Group: "g1",
+				Verifiers: []inventory.Verifier{{Scheme: inventory.PBKDF2SHA512, Iterations: 101, Salt: []byte(id + "..")[:12], Hash: hash[:]}},
+			}
+			var err error
+			e.Grants, err = policy.Resolve(Subject(e))
+			if !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
