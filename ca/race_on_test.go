@@ -1,0 +1,6 @@
+//go:build race
+
+package ca_test
+
+// raceEnabled: the race detector makes time limits meaningless.
+const raceEnabled = true
