@@ -33,6 +33,16 @@ type goPackage struct {
 // name is the import path below the module: "ca", "inventory/topic".
 func (p goPackage) name() string { return strings.TrimPrefix(p.ImportPath, module+"/") }
 
+// parse reads the files of p, without its tests.
+func (p goPackage) parse(t *testing.T, fset *token.FileSet) []*ast.File {
+	t.Helper()
+	var files []*ast.File
+	for _, name := range p.GoFiles {
+		files = append(files, parse(t, fset, filepath.Join(p.Dir, name)))
+	}
+	return files
+}
+
 // listPackages describes every package of the module.
 func listPackages(t *testing.T) []goPackage {
 	t.Helper()
@@ -166,10 +176,7 @@ func TestEveryPackageHasAComment(t *testing.T) {
 func TestEveryExportedNameIsDocumented(t *testing.T) {
 	for _, p := range listPackages(t) {
 		fset := token.NewFileSet()
-		var files []*ast.File
-		for _, name := range p.GoFiles {
-			files = append(files, parse(t, fset, filepath.Join(p.Dir, name)))
-		}
+		files := p.parse(t, fset)
 		if len(files) == 0 || files[0].Name.Name == "main" {
 			continue
 		}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"go/ast"
+	"go/token"
+	"path"
+	"strings"
+	"testing"
+)
+
+// Errors that exitCode does not name, and why it gives the right answer all the
+// same.
+var answeredBy = map[string]string{
+	"boltstore.ErrRecover":      "the store is then opened for writing",
+	"ca.ErrSpent":               "a fault of imprint",
+	"ca.LintError":              "a fault of imprint",
+	"enroll.RowError":           "unwraps to its cause",
+	"enroll.StateError":         "unwraps to enroll.ErrDenied",
+	"inventory.ChainError":      "unwraps to inventory.ErrCorrupt",
+	"inventory.ConflictError":   "unwraps to inventory.ErrConflict",
+	"templates.DifferenceError": "comes with templates.ErrParseBack",
+	"templates.ErrParseBack":    "a fault of imprint",
+}
+
+// TestEveryErrorHasAnExitCode finds the exported errors that would end a command
+// as "a fault of imprint" because nobody thought of them.
+func TestEveryErrorHasAnExitCode(t *testing.T) {
+	named := namedIn(t, "main.go", "exitCode")
+	exists := map[string]bool{}
+	for _, p := range listPackages(t) {
+		if strings.HasSuffix(p.name(), "test") || strings.HasPrefix(p.name(), "cmd/") {
+			continue // what only tests see
+		}
+		for _, name := range exportedErrors(t, p) {
+			name = path.Base(p.ImportPath) + "." + name
+			exists[name] = true
+			switch why := answeredBy[name]; {
+			case named[name] && why != "":
+				t.Errorf("%s is named in exitCode: it needs no excuse", name)
+			case !named[name] && why == "":
+				t.Errorf("exitCode does not name %s", name)
+			}
+		}
+	}
+	for name := range answeredBy {
+		if !exists[name] {
+			t.Errorf("there is no %s", name)
+		}
+	}
+}
+
+// namedIn returns the qualified names in one function: "ca.ErrSpent".
+func namedIn(t *testing.T, file, function string) map[string]bool {
+	t.Helper()
+	names := map[string]bool{}
+	for _, d := range parse(t, token.NewFileSet(), file).Decls {
+		fn, ok := d.(*ast.FuncDecl)
+		if !ok || fn.Name.Name != function {
+			continue
+		}
+		ast.Inspect(fn, func(n ast.Node) bool {
+			if sel, ok := n.(*ast.SelectorExpr); ok {
+				if x, ok := sel.X.(*ast.Ident); ok {
+					names[x.Name+"."+sel.Sel.Name] = true
+				}
+			}
+			return true
+		})
+	}
+	if len(names) == 0 {
+		t.Fatalf("there is no func %s in %s", function, file)
+	}
+	return names
+}
+
+// exportedErrors returns the variables ErrX and the types XError of a package.
+func exportedErrors(t *testing.T, p goPackage) []string {
+	t.Helper()
+	var names []string
+	for _, f := range p.parse(t, token.NewFileSet()) {
+		for _, d := range f.Decls {
+			gen, ok := d.(*ast.GenDecl)
+			if !ok {
+				continue
+			}
+			for _, spec := range gen.Specs {
+				switch s := spec.(type) {
+				case *ast.ValueSpec:
+					if name := s.Names[0].Name; gen.Tok == token.VAR && strings.HasPrefix(name, "Err") {
+						names = append(names, name)
+					}
+				case *ast.TypeSpec:
+					if name := s.Name.Name; s.Name.IsExported() && strings.HasSuffix(name, "Error") {
+						names = append(names, name)
+					}
+				}
+			}
+		}
+	}
+	return names
+}
