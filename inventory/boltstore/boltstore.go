@@ -24,11 +24,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
+	"github.com/imprint-iot/imprint/inventory/durable"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -42,8 +42,8 @@ const (
 
 // A Config says which store to open.
 type Config struct {
-	// Path is the fleet directory. It must exist.
-	Path string
+	// Dir is the fleet directory. It stays open as long as the store.
+	Dir *durable.Dir
 
 	// Instance is the ID of the fleet. A database with another one is refused
 	// with [inventory.ErrForeign].
@@ -63,13 +63,17 @@ type Config struct {
 
 	// Wait is how long to wait for another process. Zero means 2 s.
 	Wait time.Duration
+
+	// merge accepts a journal that went another way than the database, as a
+	// restore may meet it: all of it is applied again.
+	merge bool
 }
 
 // A Store is an [inventory.Store] in a file.
 type Store struct {
 	cfg     Config
 	db      *bolt.DB
-	lock    *lock
+	lock    *durable.Lock
 	sealers sync.Pool // of *sealer
 	journal *journal  // of the leader; nil if read-only
 
@@ -91,19 +95,13 @@ const initialMap = 64 << 30
 
 // Open opens a store. The error wraps [inventory.ErrCorrupt],
 // [inventory.ErrForeign] or [inventory.ErrVersion] if the files are not what they
-// should be, and then nothing has been written; it is an [*InUseError] if
+// should be, and then nothing has been written; it is a [*durable.InUseError] if
 // another process has the store open.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	if cfg.Key == [32]byte{} || cfg.Instance == [16]byte{} {
-		return nil, errors.New("opening inventory: Config.Key and Config.Instance must be set")
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("opening inventory: %w", err)
 	}
-	if cfg.Create && cfg.ReadOnly {
-		return nil, errors.New("opening inventory: Config.Create and Config.ReadOnly exclude each other")
-	}
-	if cfg.Wait == 0 {
-		cfg.Wait = 2 * time.Second
-	}
-	l, err := acquire(ctx, filepath.Join(cfg.Path, lockFile), cfg.ReadOnly, cfg.Wait)
+	l, err := acquire(ctx, &cfg)
 	if err != nil {
 		return nil, fmt.Errorf("opening inventory: %w", err)
 	}
@@ -116,6 +114,22 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
+// check reports what is missing, and fills in what may be.
+func (cfg *Config) check() error {
+	switch {
+	case cfg.Dir == nil:
+		return errors.New("Config.Dir must be set")
+	case cfg.Key == [32]byte{} || cfg.Instance == [16]byte{}:
+		return errors.New("Config.Key and Config.Instance must be set")
+	case cfg.Create && cfg.ReadOnly:
+		return errors.New("Config.Create and Config.ReadOnly exclude each other")
+	}
+	if cfg.Wait == 0 {
+		cfg.Wait = 2 * time.Second
+	}
+	return nil
+}
+
 // derive makes the key of one use from the key of the store.
 func derive(key [32]byte, use string) []byte {
 	m := hmac.New(sha256.New, key[:])
@@ -123,24 +137,22 @@ func derive(key [32]byte, use string) []byte {
 	return m.Sum(nil)
 }
 
-func (s *Store) file(name string) string { return filepath.Join(s.cfg.Path, name) }
-
 func (s *Store) open(ctx context.Context) error {
 	if s.cfg.Create {
 		if err := s.create(); err != nil {
 			return err
 		}
 	}
-	if err := checkFile(s.file(databaseFile)); err != nil {
+	if err := checkFile(s.cfg.Dir); err != nil {
 		return err
 	}
 	err := guard(func() (err error) {
-		s.db, err = bolt.Open(s.file(databaseFile), 0o600, &bolt.Options{
+		s.db, err = bolt.Open(databaseFile, 0o600, &bolt.Options{
 			Timeout:         s.cfg.Wait,
 			ReadOnly:        s.cfg.ReadOnly,
 			FreelistType:    bolt.FreelistMapType,
 			InitialMmapSize: mapSize(),
-			OpenFile:        openExisting,
+			OpenFile:        s.openExisting,
 		})
 		return err
 	})
@@ -170,29 +182,26 @@ func mapSize() int {
 	return 0
 }
 
-// openExisting keeps bbolt from making a file that is not there.
-func openExisting(name string, flag int, perm fs.FileMode) (*os.File, error) {
-	return os.OpenFile(name, flag&^os.O_CREATE, perm)
+// openExisting opens the database, whatever name bbolt knows it by, and keeps
+// bbolt from making one that is not there.
+func (s *Store) openExisting(_ string, flag int, perm fs.FileMode) (*os.File, error) {
+	return s.cfg.Dir.Root().OpenFile(databaseFile, flag&^os.O_CREATE, perm)
 }
 
 // create makes an empty database and journal. The database comes last, so that
 // one that is there has a journal.
 func (s *Store) create() error {
 	for _, name := range []string{databaseFile, journalFile} {
-		if _, err := os.Lstat(s.file(name)); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := s.cfg.Dir.Stat(name); !errors.Is(err, fs.ErrNotExist) {
 			return errors.Join(fmt.Errorf("creating %s: %w", name, fs.ErrExist), err)
 		}
 	}
-	j, err := createJournal(s.file(journalFile), derive(s.cfg.Key, "journal"), s.cfg.Instance)
+	start, err := createJournal(s.cfg.Dir, derive(s.cfg.Key, "journal"), s.cfg.Instance)
 	if err != nil {
 		return err
 	}
-	end := j.end
-	if err := j.file.Close(); err != nil {
-		return fmt.Errorf("creating journal: %w", err)
-	}
-	return createDatabase(s.file(databaseFile), newSealer(derive(s.cfg.Key, "record")),
-		head{schema: schemaVersion, instance: s.cfg.Instance, journal: end})
+	return createDatabase(s.cfg.Dir, newSealer(derive(s.cfg.Key, "record")),
+		head{schema: schemaVersion, instance: s.cfg.Instance, journal: start})
 }
 
 // view calls fn in a read transaction.
@@ -267,5 +276,26 @@ func (s *Store) release() error {
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
 	}
-	return errors.Join(append(errs, s.lock.release())...)
+	return errors.Join(append(errs, s.lock.Unlock())...)
+}
+
+// acquire waits for other processes at most cfg.Wait. A reader shares the lock
+// with other readers.
+func acquire(ctx context.Context, cfg *Config) (*durable.Lock, error) {
+	take := cfg.Dir.Lock
+	if cfg.ReadOnly {
+		take = cfg.Dir.LockShared
+	}
+	deadline := time.Now().Add(cfg.Wait)
+	for {
+		l, err := take(lockFile)
+		if _, busy := errors.AsType[*durable.InUseError](err); !busy || time.Now().After(deadline) {
+			return l, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }

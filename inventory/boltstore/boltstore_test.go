@@ -9,13 +9,24 @@ import (
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/boltstore"
+	"github.com/imprint-iot/imprint/inventory/durable"
 )
 
 // day is a fixed moment of all records here.
 var day = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-func config(dir string) boltstore.Config {
-	cfg := boltstore.Config{Path: dir, Wait: 100 * time.Millisecond}
+func config(t testing.TB, path string) boltstore.Config {
+	t.Helper()
+	dir, err := durable.OpenDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := dir.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg := boltstore.Config{Dir: dir, Wait: 100 * time.Millisecond}
 	copy(cfg.Instance[:], "instance of test")
 	copy(cfg.Key[:], "a key of the tests, in 32 bytes.")
 	return cfg
@@ -37,7 +48,7 @@ func open(t testing.TB, cfg boltstore.Config) *boltstore.Store {
 
 func create(t testing.TB) *boltstore.Store {
 	t.Helper()
-	cfg := config(t.TempDir())
+	cfg := config(t, t.TempDir())
 	cfg.Create = true
 	return open(t, cfg)
 }
@@ -75,7 +86,7 @@ func apply(t testing.TB, s inventory.Store, c inventory.Change) {
 }
 
 func TestReopen(t *testing.T) {
-	cfg := config(t.TempDir())
+	cfg := config(t, t.TempDir())
 	cfg.Create = true
 	s := open(t, cfg)
 	for i := range 500 {

@@ -155,6 +155,9 @@ func (t *turn) device(d *inventory.Device) error {
 		if err := inventory.CheckDevice(&have, d); err != nil {
 			return err
 		}
+		if have.State != d.State && (have.State != inventory.Registered || d.State != inventory.Active) {
+			t.note(journalRecord{kind: journalDevice, device: *d})
+		}
 		if err := t.reindex(deviceIndex(&have), deviceIndex(d)); err != nil {
 			return err
 		}
@@ -303,9 +306,17 @@ func (t *turn) putKey(k inventory.SPKI, use inventory.KeyUse) error {
 	return t.put(spkiKey(k), b)
 }
 
-// revocation plans the CRL entry of a credential and, if it is new or gone, a
-// record in the journal.
+// revocation plans the CRL entry of a certificate and, if the state of the
+// credential is new, a record in the journal.
 func (t *turn) revocation(have, next *inventory.Credential) error {
+	if c := *next; c.Kind == inventory.PasswordCredential {
+		if have == nil && c.State == inventory.CredentialActive || have != nil && have.State == c.State {
+			return nil
+		}
+		c.Verifiers = nil
+		t.note(journalRecord{kind: journalPassword, password: c})
+		return nil
+	}
 	want, is := next.Revocation()
 	var was bool
 	var old inventory.Revocation
@@ -419,6 +430,7 @@ func (t *turn) block(k inventory.SPKI) error {
 		return nil
 	}
 	use.Blocked = true
+	t.note(journalRecord{kind: journalBlockedKey, key: k})
 	return t.putKey(k, use)
 }
 

@@ -12,7 +12,7 @@ func TestContract(t *testing.T) {
 	dirs := map[inventory.Store]string{}
 	start := func(t *testing.T, dir string, create bool) inventory.Store {
 		t.Helper()
-		cfg := config(dir)
+		cfg := config(t, dir)
 		cfg.Create = create
 		s := open(t, cfg)
 		dirs[s] = dir

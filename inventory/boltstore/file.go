@@ -8,9 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"github.com/imprint-iot/imprint/inventory"
+	"github.com/imprint-iot/imprint/inventory/durable"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -35,8 +35,8 @@ const (
 // state before the last change: right after a torn write, but a meta record lies
 // within one disk sector, so it is damage that is seen here, and the last change
 // was acknowledged.
-func checkFile(path string) error {
-	f, err := os.Open(path)
+func checkFile(dir *durable.Dir) error {
+	f, err := dir.Open(databaseFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("database: %w: %w", inventory.ErrNotFound, err)
 	}
@@ -49,8 +49,6 @@ func checkFile(path string) error {
 		return fmt.Errorf("database: %w", err)
 	}
 	switch {
-	case !info.Mode().IsRegular():
-		return damaged("database", "it is not a file")
 	case info.Size() == 0:
 		return damaged("database", "the fleet is initialised, but its database is empty")
 	}
@@ -98,12 +96,15 @@ func readMeta(f *os.File, offset int64) (metaPage, error) {
 // createDatabase makes a database that holds only its head. It is made under
 // another name: bbolt can leave a broken file if the power fails while it makes
 // one.
-func createDatabase(path string, seal *sealer, h head) error {
-	temp := path + ".new"
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func createDatabase(dir *durable.Dir, seal *sealer, h head) error {
+	const temp = databaseFile + ".new"
+	if err := dir.Remove(temp); err != nil {
 		return fmt.Errorf("creating database: %w", err)
 	}
-	db, err := bolt.Open(temp, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType})
+	db, err := bolt.Open(temp, 0o600, &bolt.Options{
+		FreelistType: bolt.FreelistMapType,
+		OpenFile:     dir.Root().OpenFile,
+	})
 	if err != nil {
 		return fmt.Errorf("creating database: %w", err)
 	}
@@ -115,40 +116,7 @@ func createDatabase(path string, seal *sealer, h head) error {
 		return b.Put(headKey(), seal.seal(headKey(), nil, h.encode()))
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
-		return errors.Join(fmt.Errorf("creating database: %w", err), os.Remove(temp))
+		return errors.Join(fmt.Errorf("creating database: %w", err), dir.Remove(temp))
 	}
-	return rename(temp, path)
-}
-
-// writeNew makes a file with the given content, durably, under path.
-func writeNew(path string, content []byte) error {
-	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, os.Remove(temp))
-	}
-	return rename(temp, path)
-}
-
-// rename is durable when it returns.
-func rename(from, to string) error {
-	if err := os.Rename(from, to); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(to))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return dir.Swap(temp, databaseFile)
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
+	"github.com/imprint-iot/imprint/inventory/durable"
 )
 
 // The journal is what a restore of the database must not undo: which
@@ -116,29 +117,25 @@ type position struct {
 type journal struct {
 	file *os.File
 	seal *sealer
-	end  position
+	end  position // where the next record goes; until read, the first record
 }
 
-// createJournal writes an empty journal under a temporary name and renames it.
-func createJournal(path string, key []byte, instance [16]byte) (*journal, error) {
-	j := &journal{seal: newSealer(key)}
+// createJournal writes an empty journal and returns the position in front of its
+// first record.
+func createJournal(dir *durable.Dir, key []byte, instance [16]byte) (position, error) {
+	start := position{offset: journalHeader}
 	header := append([]byte(journalMagic), instance[:]...)
-	copy(j.end.mac[:], j.seal.sumOf(header, nil, nil))
-	j.end.offset = journalHeader
-	if err := writeNew(path, append(header, j.end.mac[:]...)); err != nil {
-		return nil, fmt.Errorf("creating journal: %w", err)
+	copy(start.mac[:], newSealer(key).sumOf(header, nil, nil))
+	if err := dir.WriteFile(journalFile, append(header, start.mac[:]...), 0o600); err != nil {
+		return start, fmt.Errorf("creating journal: %w", err)
 	}
-	var err error
-	if j.file, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
-		return nil, fmt.Errorf("creating journal: %w", err)
-	}
-	return j, nil
+	return start, nil
 }
 
 // openJournal opens a journal and checks its header. Its end is not known yet:
-// see tail.
-func openJournal(path string, key []byte, instance [16]byte, flag int) (*journal, error) {
-	f, err := os.OpenFile(path, flag, 0)
+// see read.
+func openJournal(dir *durable.Dir, key []byte, instance [16]byte, flag int) (*journal, error) {
+	f, err := dir.Root().OpenFile(journalFile, flag, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, damaged("journal", "it is missing")
 	}
@@ -171,13 +168,6 @@ func (j *journal) checkHeader(instance [16]byte) error {
 	copy(j.end.mac[:], b[n:])
 	j.end.offset = journalHeader
 	return nil
-}
-
-// start is the position in front of the first record.
-func (j *journal) start() (position, error) {
-	p := position{offset: journalHeader}
-	_, err := j.file.ReadAt(p.mac[:], journalHeader-macSize)
-	return p, err
 }
 
 // knows reports whether p is a place in this journal.

@@ -16,22 +16,25 @@ import (
 var ErrRecover = errors.New("inventory must be opened for writing once")
 
 // openJournal opens the journal and applies what the database does not have.
+//
+// The database knows how far it has come. A journal that never held that place
+// is not its journal, or has lost its end.
 func (s *Store) openJournal(ctx context.Context, h head) error {
 	flag := os.O_RDWR
 	if s.cfg.ReadOnly {
 		flag = os.O_RDONLY
 	}
-	j, err := openJournal(s.file(journalFile), derive(s.cfg.Key, "journal"), s.cfg.Instance, flag)
+	j, err := openJournal(s.cfg.Dir, derive(s.cfg.Key, "journal"), s.cfg.Instance, flag)
 	if err != nil {
 		return err
 	}
 	s.journal = j
 	from := h.journal
-	known, err := j.knows(from)
-	if err != nil {
+	if known, err := j.knows(from); err != nil {
 		return err
-	}
-	if !known {
+	} else if !known && s.cfg.merge {
+		from = j.end
+	} else if !known {
 		return damaged("journal", "it does not hold what the database was last written with")
 	}
 	r := newReplay()
@@ -40,7 +43,7 @@ func (s *Store) openJournal(ctx context.Context, h head) error {
 		return err
 	}
 	if s.cfg.ReadOnly {
-		if end != from {
+		if end != h.journal {
 			return ErrRecover
 		}
 		return nil
@@ -51,25 +54,218 @@ func (s *Store) openJournal(ctx context.Context, h head) error {
 		}
 	}
 	j.end = end
-	if end == from {
+	if end == h.journal {
 		return nil
 	}
-	c := r.change(time.Now())
-	if err := s.apply(ctx, c); err != nil {
+	var c inventory.Change
+	err = s.Read(ctx, func(in inventory.Reader) (err error) {
+		c, err = r.change(in, inventory.UTC(time.Now()))
+		return err
+	})
+	if err == nil {
+		err = s.apply(ctx, change{Change: c, replayed: true})
+	}
+	if err != nil {
 		return fmt.Errorf("replaying journal: %w", err)
 	}
 	return nil
 }
 
-// A replay collects journal records.
-type replay struct{ n int }
+// A replay is what journal records come to: for each certificate, password,
+// device and issuer the last word.
+type replay struct {
+	certificates map[[36]byte]*journalRecord // by the key of a revocation
+	passwords    map[string]*journalRecord   // by credentialRef
+	devices      map[string]*journalRecord   // by canonical ID
+	numbers      map[inventory.KeyID]*journalRecord
+	keys         []inventory.SPKI
+}
 
-func newReplay() *replay { return &replay{} }
+func newReplay() *replay {
+	return &replay{
+		certificates: map[[36]byte]*journalRecord{}, passwords: map[string]*journalRecord{},
+		devices: map[string]*journalRecord{}, numbers: map[inventory.KeyID]*journalRecord{},
+	}
+}
 
-func (r *replay) add(journalRecord) error { r.n++; return nil }
+func (r *replay) add(j journalRecord) error {
+	switch j.kind {
+	case journalRevoked, journalResumed:
+		r.certificates[[36]byte(revocationKey(j.revocation.Issuer, j.revocation.Serial)[1:])] = &j
+	case journalPassword:
+		r.passwords[string(credentialRef(j.password.Device.Canonical(), j.password.Kind, j.password.Generation))] = &j
+	case journalDevice:
+		r.devices[j.device.ID.Canonical()] = &j
+	case journalBlockedKey:
+		r.keys = append(r.keys, j.key)
+	case journalCRL:
+		if have := r.numbers[j.issuer]; have == nil || have.number < j.number {
+			r.numbers[j.issuer] = &j
+		}
+	}
+	return nil
+}
 
-func (r *replay) change(now time.Time) change {
-	return change{replayed: true, Change: inventory.Change{Event: inventory.Event{
-		Time: inventory.UTC(now), Actor: "imprint", Action: "journal.replay",
-	}}}
+// change returns what in lacks. What was given back (a hold undone) is not
+// replayed: whether it should be given again is for people to decide.
+func (r *replay) change(in inventory.Reader, now time.Time) (inventory.Change, error) {
+	c := inventory.Change{Event: inventory.Event{
+		Time: now, Actor: "imprint", Action: "journal.replay",
+		Reason: "the journal was ahead of the database, after a crash or a restore",
+	}, BlockedKeys: r.keys}
+	steps := []func(inventory.Reader, *inventory.Change) error{r.revoked, r.locked, r.stopped, r.numbered}
+	for _, step := range steps {
+		if err := step(in, &c); err != nil {
+			return c, err
+		}
+	}
+	for i := range c.Devices {
+		c.Event.Objects = append(c.Event.Objects, inventory.Object{Kind: "device", ID: string(c.Devices[i].ID), Note: c.Devices[i].State.String()})
+	}
+	for i := range c.Credentials {
+		x := &c.Credentials[i]
+		c.Event.Objects = append(c.Event.Objects, inventory.Object{Kind: x.Kind.String(), ID: fmt.Sprintf("%s %d", x.Device, x.Generation), Note: x.State.String()})
+	}
+	for i := range c.Issuers {
+		c.Event.Objects = append(c.Event.Objects, inventory.Object{Kind: "issuer", ID: c.Issuers[i].Name, Note: fmt.Sprintf("CRL number %d", c.Issuers[i].CRLNumber)})
+	}
+	return c, nil
+}
+
+// revoked revokes certificates, or notes them as foreign if they were issued
+// after the backup and are known from nowhere else.
+func (r *replay) revoked(in inventory.Reader, c *inventory.Change) error {
+	for _, j := range r.certificates {
+		if j.kind == journalResumed {
+			continue
+		}
+		v := j.revocation
+		known := false
+		for x, err := range in.Credentials(inventory.CredentialQuery{Serial: v.Serial}) {
+			if err != nil {
+				return err
+			}
+			if x.Certificate.Issuer != v.Issuer {
+				continue
+			}
+			known = true
+			if end(&x, v.Reason, v.Time) {
+				c.Credentials = append(c.Credentials, x)
+			}
+		}
+		if !known {
+			v.Device = ""
+			c.Revocations = append(c.Revocations, v)
+		}
+	}
+	return nil
+}
+
+// end revokes or holds x, unless that would change nothing for the worse.
+func end(x *inventory.Credential, why inventory.Reason, when time.Time) bool {
+	state := inventory.CredentialRevoked
+	if why == inventory.CertificateHold {
+		state = inventory.CredentialHeld
+	}
+	switch {
+	case x.State == inventory.CredentialRevoked && (x.Reason == why || why != inventory.KeyCompromise):
+		return false
+	case x.State == inventory.CredentialRevoked:
+		x.Reason = why
+		return true
+	case x.State == state && x.Reason == why:
+		return false
+	}
+	x.State, x.Reason, x.RevokedAt = state, why, when
+	if state == inventory.CredentialRevoked {
+		x.Verifiers = nil
+	}
+	return true
+}
+
+// locked revokes passwords. A password made after the backup is gone with its
+// verifier; one with its number that was made at another time is another one.
+func (r *replay) locked(in inventory.Reader, c *inventory.Change) error {
+	for _, j := range r.passwords {
+		if j.password.State == inventory.CredentialActive {
+			continue
+		}
+		for x, err := range in.Credentials(inventory.CredentialQuery{Device: j.password.Device, Kind: inventory.PasswordCredential}) {
+			if err != nil {
+				return err
+			}
+			why := j.password.Reason
+			if j.password.State == inventory.CredentialHeld {
+				why = inventory.CertificateHold
+			}
+			if x.Generation == j.password.Generation && x.Created.Equal(j.password.Created) && end(&x, why, j.password.RevokedAt) {
+				c.Credentials = append(c.Credentials, x)
+			}
+		}
+	}
+	return nil
+}
+
+// stopped takes devices out of service, with whatever they still have.
+func (r *replay) stopped(in inventory.Reader, c *inventory.Change) error {
+	for id, j := range r.devices {
+		if j.device.State == inventory.Registered || j.device.State == inventory.Active {
+			continue
+		}
+		d, err := in.Device(j.device.ID)
+		if errors.Is(err, inventory.ErrNotFound) {
+			continue // registered after the backup: it has nothing that works
+		}
+		if err != nil {
+			return err
+		}
+		have := d
+		d.State, d.Updated = j.device.State, j.device.Updated
+		if have.State == d.State || inventory.CheckDevice(&have, &d) != nil {
+			continue
+		}
+		c.Devices = append(c.Devices, d)
+		why := inventory.CessationOfOperation
+		if d.State == inventory.Suspended {
+			why = inventory.CertificateHold
+		}
+		for x, err := range in.Credentials(inventory.CredentialQuery{Device: inventory.DeviceID(id), State: inventory.CredentialActive}) {
+			if err != nil {
+				return err
+			}
+			if !has(c, &x) && end(&x, why, d.Updated) {
+				c.Credentials = append(c.Credentials, x)
+			}
+		}
+	}
+	return nil
+}
+
+// has reports whether c has a credential already.
+func has(c *inventory.Change, x *inventory.Credential) bool {
+	for i := range c.Credentials {
+		if y := &c.Credentials[i]; y.Device == x.Device && y.Kind == x.Kind && y.Generation == x.Generation {
+			return true
+		}
+	}
+	return false
+}
+
+// numbered raises CRL numbers.
+func (r *replay) numbered(in inventory.Reader, c *inventory.Change) error {
+	for i, err := range in.Issuers() {
+		if err != nil {
+			return err
+		}
+		j := r.numbers[i.KeyID]
+		if j == nil || j.number <= i.CRLNumber {
+			continue
+		}
+		i.CRLNumber = j.number
+		if j.time.After(i.CRLThisUpdate) {
+			i.CRLThisUpdate = j.time
+		}
+		c.Issuers = append(c.Issuers, i)
+	}
+	return nil
 }
