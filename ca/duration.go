@@ -12,7 +12,7 @@ import (
 // like "1y30d". The word "never" is [Never].
 type Duration time.Duration
 
-// Never, as a validity, means 99991231235959Z: no well-defined expiration date
+// Never as a validity means 99991231235959Z: no well-defined expiration date
 // (RFC 5280 §4.1.2.5, IEEE 802.1AR §8.7).
 const Never Duration = math.MaxInt64
 

@@ -32,7 +32,7 @@ const (
 )
 
 // createKeyFile makes a key and writes it, encrypted, to a file of its own.
-func createKeyFile(ctx context.Context, path string, alg KeyAlgorithm, pass PassphraseFunc) (_ Key, err error) {
+func createKeyFile(ctx context.Context, path string, alg KeyAlgorithm, pass PassphraseFunc) (Key, error) {
 	secret, err := askPassphrase(pass, path)
 	if err != nil {
 		return nil, err
@@ -76,17 +76,14 @@ func kmsAlgorithm(alg KeyAlgorithm) apiv1.SignatureAlgorithm {
 }
 
 // writeNew writes a file that was not there, mode 0600 whatever the umask, and
-// makes it and its name durable. If it fails nothing is left.
-func writeNew(path string, data []byte) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, 0o600) // #nosec G304 -- the operator's own path
+// makes it and its name durable. The name appears when the file is whole: it is
+// linked, not renamed, because a rename would replace a key that is there.
+func writeNew(path string, data []byte) error {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, ".key-*")
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(path))
-		}
-	}()
 	_, err = f.Write(data)
 	if err == nil {
 		err = f.Chmod(0o600)
@@ -94,14 +91,17 @@ func writeNew(path string, data []byte) (err error) {
 	if err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Link(f.Name(), path)
+	}
+	if err = errors.Join(err, os.Remove(f.Name())); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
+	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // openKeyFile reads and decrypts a key file.
@@ -151,7 +151,7 @@ func usableKey(key crypto.Signer) error {
 // readSecretFile reads a file that only its owner may read. It opens first and
 // asks the open file, so nothing can be swapped in between, and follows no link.
 func readSecretFile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0) // #nosec G304 -- the operator's own path
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, syscall.ELOOP) {
 		return nil, fmt.Errorf("%w: it is a symbolic link", ErrKeyRefused)
 	}
