@@ -146,17 +146,26 @@ func (s *Store) open(ctx context.Context) error {
 	if err := checkFile(s.cfg.Dir); err != nil {
 		return err
 	}
+	var file *os.File
+	open := func(_ string, flag int, _ fs.FileMode) (_ *os.File, err error) {
+		// Whatever name bbolt knows it by; and one that is not there is not made.
+		file, err = s.cfg.Dir.Root().OpenFile(databaseFile, flag&^os.O_CREATE, 0)
+		return file, err
+	}
 	err := guard(func() (err error) {
 		s.db, err = bolt.Open(databaseFile, 0o600, &bolt.Options{
 			Timeout:         s.cfg.Wait,
 			ReadOnly:        s.cfg.ReadOnly,
 			FreelistType:    bolt.FreelistMapType,
 			InitialMmapSize: mapSize(),
-			OpenFile:        s.openExisting,
+			OpenFile:        open,
 		})
 		return err
 	})
 	if err != nil {
+		if file != nil {
+			_ = file.Close() // bbolt leaves it open when it panics, and else has closed it
+		}
 		return fmt.Errorf("database: %w", err)
 	}
 	var h head
@@ -180,12 +189,6 @@ func mapSize() int {
 		return initialMap
 	}
 	return 0
-}
-
-// openExisting opens the database, whatever name bbolt knows it by, and keeps
-// bbolt from making one that is not there.
-func (s *Store) openExisting(_ string, flag int, perm fs.FileMode) (*os.File, error) {
-	return s.cfg.Dir.Root().OpenFile(databaseFile, flag&^os.O_CREATE, perm)
 }
 
 // create makes an empty database and journal. The database comes last, so that

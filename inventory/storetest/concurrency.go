@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -175,7 +176,7 @@ func testEnrolAndRevoke(t *testing.T, f Factory) {
 		var wg sync.WaitGroup
 		for i := range 4 {
 			wg.Go(func() {
-				next := certificate(id, uint32(i+2), fmt.Sprint(id, i), id)
+				next := certificate(id, uint32(i+2), id+"/"+strconv.Itoa(i), id)
 				err := s.Apply(t.Context(), inventory.Change{Event: event("device.renew"), Credentials: []inventory.Credential{next}})
 				if err != nil && !errors.Is(err, inventory.ErrConflict) {
 					t.Errorf("renewing: %v", err)
