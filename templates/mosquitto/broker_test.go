@@ -24,7 +24,7 @@ const adminPassword = "admin password of the test"
 // A stand is a fleet, its export and a broker that runs it.
 type stand struct {
 	t      *testing.T
-	fleet  *targettest.Fleet
+	fleet  *targettest.Memory
 	dir    *durable.Dir
 	form   string
 	broker *mosquittotest.Broker

@@ -21,7 +21,7 @@ type Decision struct {
 // topics that are near the rights of some device: in them, one level more, one
 // less, another device's, another case, empty levels, names that look like
 // placeholders. A broker with an export of f decides the same.
-func Decisions(tb testing.TB, f *Fleet) []Decision {
+func Decisions(tb testing.TB, f *Memory) []Decision {
 	tb.Helper()
 	names := Topics(f)
 	var out []Decision
@@ -37,7 +37,7 @@ func Decisions(tb testing.TB, f *Fleet) []Decision {
 }
 
 // Topics returns topic names near the rights of the devices of f, sorted.
-func Topics(f *Fleet) []string {
+func Topics(f *Memory) []string {
 	names := map[string]bool{"x": true, "fleet": true, "fleet/%u/down": true, "fleet/%c/down": true, "/": true, "news/all": true, "news": true}
 	for _, e := range f.Devices {
 		for _, g := range e.Grants {
@@ -85,7 +85,7 @@ func near(n, id string) []string {
 }
 
 // Filters are subscriptions that ask for more than a device may have.
-func Filters(f *Fleet) []string {
+func Filters(f *Memory) []string {
 	out := []string{"#", "+/#", "+/+/+", "$SYS/#", "fleet/#", "fleet/+/down", "fleet/+/+", "news/#", "news/all", "news/+"}
 	for _, e := range f.Devices {
 		out = append(out, "fleet/"+string(e.ID)+"/#", "fleet/"+string(e.ID)+"/down", "fleet/"+string(e.ID)+"/+", "fleet/"+string(e.ID)+"/up/#", "fleet/"+string(e.ID)+"/state")
@@ -95,7 +95,7 @@ func Filters(f *Fleet) []string {
 
 // CheckNeverWider fails the test if an export, read back as got, allows a
 // device what its policy does not, or refuses what it does.
-func CheckNeverWider(t *testing.T, f *Fleet, got templates.View) {
+func CheckNeverWider(t *testing.T, f *Memory, got templates.View) {
 	t.Helper()
 	rights := make(map[string][]topic.Grant)
 	for e, err := range got.Entries() {

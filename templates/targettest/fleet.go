@@ -15,9 +15,9 @@ import (
 	"github.com/imprint-iot/imprint/templates"
 )
 
-// A Fleet is a [templates.View] held in memory. Fields may be changed between
+// A Memory is a [templates.View] held in memory. Fields may be changed between
 // exports.
-type Fleet struct {
+type Memory struct {
 	PKI     *PKI
 	Now     time.Time
 	Rev     uint64
@@ -30,24 +30,24 @@ type Fleet struct {
 
 // NewFleet makes a fleet without devices, with a PKI of its own and a CRL that
 // is good for a week from now.
-func NewFleet(tb testing.TB, now time.Time) *Fleet {
+func NewFleet(tb testing.TB, now time.Time) *Memory {
 	tb.Helper()
 	p := NewPKI(tb, now)
-	return &Fleet{
+	return &Memory{
 		PKI: p, Now: now, Rev: 1, Broker: p.Node(tb), Trust: p.TrustBundle(),
 		Lists: []templates.CRL{p.CRL(tb, now.Add(-time.Minute), now.AddDate(0, 0, 7))},
 	}
 }
 
 // Profile adds a device profile.
-func (f *Fleet) Profile(name string, rules ...topic.Rule) {
+func (f *Memory) Profile(name string, rules ...topic.Rule) {
 	f.Models = append(f.Models, inventory.Profile{Name: name, Policy: topic.Policy{Rules: rules}})
 	slices.SortFunc(f.Models, func(a, b inventory.Profile) int { return strings.Compare(a.Name, b.Name) })
 }
 
 // Device adds a device with the rights of its profile. Without a password it has
 // only a certificate.
-func (f *Fleet) Device(tb testing.TB, id, profile, group, password string, labels ...inventory.Label) {
+func (f *Memory) Device(tb testing.TB, id, profile, group, password string, labels ...inventory.Label) {
 	tb.Helper()
 	e := templates.Entry{ID: inventory.DeviceID(id), Profile: profile, Group: group, Labels: labels, Certificate: password == "", Revision: f.Rev}
 	if password != "" {
@@ -63,7 +63,7 @@ func (f *Fleet) Device(tb testing.TB, id, profile, group, password string, label
 	slices.SortFunc(f.Devices, func(a, b templates.Entry) int { return strings.Compare(a.ID.Canonical(), b.ID.Canonical()) })
 }
 
-func (f *Fleet) policy(tb testing.TB, profile string) topic.Policy {
+func (f *Memory) policy(tb testing.TB, profile string) topic.Policy {
 	tb.Helper()
 	i := slices.IndexFunc(f.Models, func(p inventory.Profile) bool { return p.Name == profile })
 	if i < 0 {
@@ -73,7 +73,7 @@ func (f *Fleet) policy(tb testing.TB, profile string) topic.Policy {
 }
 
 // Remove takes a device out of the fleet.
-func (f *Fleet) Remove(id string) {
+func (f *Memory) Remove(id string) {
 	f.Devices = slices.DeleteFunc(f.Devices, func(e templates.Entry) bool { return string(e.ID) == id })
 }
 
@@ -96,27 +96,27 @@ func Verifier(tb testing.TB, id, password string) inventory.Verifier {
 }
 
 // Revision implements [templates.View].
-func (f *Fleet) Revision() uint64 { return f.Rev }
+func (f *Memory) Revision() uint64 { return f.Rev }
 
 // Fleet implements [templates.View].
-func (f *Fleet) Fleet() templates.Fleet {
+func (f *Memory) Fleet() templates.Fleet {
 	return templates.Fleet{Name: "Acme", TrustDomain: "acme.example"}
 }
 
 // Node implements [templates.View].
-func (f *Fleet) Node() templates.Node { return f.Broker }
+func (f *Memory) Node() templates.Node { return f.Broker }
 
 // Profiles implements [templates.View].
-func (f *Fleet) Profiles() iter.Seq2[inventory.Profile, error] { return values(f.Models) }
+func (f *Memory) Profiles() iter.Seq2[inventory.Profile, error] { return values(f.Models) }
 
 // Entries implements [templates.View].
-func (f *Fleet) Entries() iter.Seq2[templates.Entry, error] { return values(f.Devices) }
+func (f *Memory) Entries() iter.Seq2[templates.Entry, error] { return values(f.Devices) }
 
 // TrustBundle implements [templates.View].
-func (f *Fleet) TrustBundle() []byte { return f.Trust }
+func (f *Memory) TrustBundle() []byte { return f.Trust }
 
 // CRLs implements [templates.View].
-func (f *Fleet) CRLs() []templates.CRL { return f.Lists }
+func (f *Memory) CRLs() []templates.CRL { return f.Lists }
 
 func values[T any](s []T) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
@@ -130,7 +130,7 @@ func values[T any](s []T) iter.Seq2[T, error] {
 
 // Small is the fleet of the golden files: two profiles that share some of their
 // rules, and three devices, one of them without a password.
-func Small(tb testing.TB, now time.Time) *Fleet {
+func Small(tb testing.TB, now time.Time) *Memory {
 	tb.Helper()
 	f := NewFleet(tb, now)
 	shared := []topic.Rule{
@@ -153,7 +153,7 @@ func Small(tb testing.TB, now time.Time) *Fleet {
 // A Synthetic view has any number of devices, made as they are asked for. They
 // share one password verifier but for its salt, so it costs nothing.
 type Synthetic struct {
-	*Fleet
+	*Memory
 	N int
 }
 
@@ -165,7 +165,7 @@ func NewSynthetic(tb testing.TB, n int, rules ...topic.Rule) *Synthetic {
 		rules = []topic.Rule{{Action: topic.Publish, Filter: "fleet/{id}/up"}, {Action: topic.Receive, Filter: "fleet/{id}/down"}}
 	}
 	f.Profile("sensor", rules...)
-	return &Synthetic{Fleet: f, N: n}
+	return &Synthetic{Memory: f, N: n}
 }
 
 // Entries implements [templates.View].
