@@ -118,9 +118,10 @@ install_packages() {
 # off again. A mosquitto that was here before is not touched.
 stop_service_of() {
 	case " $* " in *' mosquitto '*) ;; *) return 0 ;; esac
+	say "turning off the mosquitto service that the package has started"
+	"${as_root[@]}" invoke-rc.d mosquitto stop >/dev/null 2>&1 || true
 	if [ -d /run/systemd/system ]; then
-		say "turning off the mosquitto service that the package has started"
-		"${as_root[@]}" systemctl disable --now mosquitto >/dev/null 2>&1 || true
+		"${as_root[@]}" systemctl disable mosquitto >/dev/null 2>&1 || true
 	fi
 }
 
