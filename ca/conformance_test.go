@@ -2,6 +2,8 @@ package ca_test
 
 import (
 	"crypto"
+	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"net"
 	"slices"
@@ -203,5 +205,47 @@ func TestReadByOpenSSL(t *testing.T) {
 	}
 	if idevid := show("idevid", s, pki.Device); strings.Contains(idevid, "Extended Key Usage") {
 		t.Errorf("an IDevID has an extended key usage:\n%s", idevid)
+	}
+}
+
+// The bytes of the names that no library encodes for us: RFC 4108 §5 and
+// RFC 4043 §2. hwSerialNum is a plain OCTET STRING (tag 04); with an implicit tag
+// Mbed TLS and wolfSSL refuse the certificate.
+func TestIDevIDNames(t *testing.T) {
+	pki := catest.New(t, nil)
+	s := deviceSubject("dev-1")
+	s.HardwareSerial = "SN1"
+	leaf := pki.Issue(pki.Device, catest.Profile(t, profiles()["permanent"]), ca.P256, s)
+	const want = "3040" +
+		"a01e" + "06082b06010505070804" + "a012" + "3010" + "06092b0601040181fd5907" + "0403534e31" +
+		"a01e" + "06082b06010505070803" + "a012" + "3010" + "0c03534e31" + "06092b0601040181fd5907"
+	cert, err := x509.ParseCertificate(leaf.DER)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range cert.Extensions {
+		if e.Id.String() == "2.5.29.17" {
+			if got := hex.EncodeToString(e.Value); got != want {
+				t.Errorf("subject alternative name\n got %s\nwant %s", got, want)
+			}
+			return
+		}
+	}
+	t.Error("no subject alternative name")
+}
+
+// A handshake must fit one TCP segment of a small device: what a P-256 device
+// sends stays below 1,200 bytes, 900 when lean.
+func TestChainSize(t *testing.T) {
+	pki := catest.New(t, nil)
+	s := deviceSubject("dev-0123456789")
+	s.HardwareSerial = "SN0123456789"
+	for profile, limit := range map[string]int{"device": 1000, "lean": 900, "urls": 1200, "idevid": 1000, "permanent": 1050} {
+		leaf := pki.Issue(pki.Device, catest.Profile(t, profiles()[profile]), ca.P256, s)
+		got := len(leaf.DER) + len(pki.Device.Certificate().Raw)
+		t.Logf("%s: leaf %d bytes, with its issuer %d", profile, len(leaf.DER), got)
+		if got > limit {
+			t.Errorf("%s: %d bytes are sent, at most %d", profile, got, limit)
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
@@ -74,6 +75,13 @@ func TestParseRequestKeys(t *testing.T) {
 		return withSPKI(spki(seq(oid(1, 2, 840, 10045, 2, 1), oid(arcs...)), append([]byte{4}, make([]byte, 64)...)))
 	}
 	algorithm := func(arcs ...int) []byte { return withSPKI(spki(seq(oid(arcs...)), make([]byte, 64))) }
+	small := func(point string) []byte {
+		raw, err := hex.DecodeString(point)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return withSPKI(spki(seq(oid(1, 3, 101, 112)), raw))
+	}
 	withFactor := new(big.Int).Mul(oddNumber(t, 2038), big.NewInt(743))
 	other := hostile{key: p256, spki: mustSPKI(t, catest.Key(t, ca.P256).Public())}
 
@@ -110,6 +118,11 @@ func TestParseRequestKeys(t *testing.T) {
 		{"csr-020", "explicit curve", withSPKI(spki(seq(oid(1, 2, 840, 10045, 2, 1), seq()), make([]byte, 65))), anyKey(), ca.KeyType},
 		{"csr-020", "point not on the curve", curve(1, 2, 840, 10045, 3, 1, 7), anyKey(), ca.Malformed},
 		{"csr-020", "Ed25519 point of order 1", withSPKI(spki(seq(oid(1, 3, 101, 112)), append([]byte{1}, make([]byte, 31)...))), anyKey(), ca.WeakKey},
+		{"csr-020", "Ed25519 point of order 2", small("ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"), anyKey(), ca.WeakKey},
+		{"csr-020", "Ed25519 point of order 4", small("0000000000000000000000000000000000000000000000000000000000000080"), anyKey(), ca.WeakKey},
+		{"csr-020", "Ed25519 point of order 8", small("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), anyKey(), ca.WeakKey},
+		{"csr-020", "Ed25519 point of order 8, the other", small("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"), anyKey(), ca.WeakKey},
+		{"csr-020", "Ed25519 point of order 1, not canonical", small("eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"), anyKey(), ca.WeakKey},
 		{"csr-022", "ML-DSA-44", algorithm(2, 16, 840, 1, 101, 3, 4, 3, 17), anyKey(), ca.KeyType},
 		{"csr-022", "X25519", algorithm(1, 3, 101, 110), anyKey(), ca.KeyType},
 		{"csr-022", "no such algorithm", algorithm(1, 3, 6, 1, 4, 1, 32473, 1), anyKey(), ca.KeyType},

@@ -56,7 +56,7 @@ const (
 // Nothing was signed and nothing was stored.
 type RequestError struct {
 	Reason Reason
-	Detail string // for the operator; holds no bytes of the request
+	Detail string // for the operator; of the request it holds a quoted name at most
 }
 
 func (e *RequestError) Error() string {

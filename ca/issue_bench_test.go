@@ -37,6 +37,24 @@ func BenchmarkIssue(b *testing.B) {
 	}
 }
 
+// BenchmarkIssueParallel is BenchmarkIssue on every core, with one issuer.
+func BenchmarkIssueParallel(b *testing.B) {
+	issuer, profile, s, req := issueBench(b)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			d, err := issuer.Prepare(profile, s, req)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			if _, err := d.Sign(); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+}
+
 // BenchmarkCreateCertificate is the yardstick: x509.CreateCertificate of the same
 // certificate, without any check.
 func BenchmarkCreateCertificate(b *testing.B) {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -100,7 +101,7 @@ func TestCreateKeyReplacesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ca.CreateKey(t.Context(), ca.KeyFileURI(path), ca.P256, says(testPassphrase)); !errors.Is(err, ca.ErrKeyExists) {
+	if _, err := ca.CreateKey(t.Context(), ca.KeyFileURI(path), ca.P256, neverAsked(t)); !errors.Is(err, ca.ErrKeyExists) {
 		t.Errorf("CreateKey over a key = %v, want ErrKeyExists", err)
 	}
 	link := filepath.Join(t.TempDir(), "link")
@@ -354,6 +355,47 @@ func TestKeyURI(t *testing.T) {
 	for _, alg := range []ca.KeyAlgorithm{ca.P521, ca.RSA2048, "P-224", "p-256"} {
 		if _, err := ca.CreateKey(t.Context(), ca.KeyFileURI(filepath.Join(dir, "x")), alg, neverAsked(t)); err == nil {
 			t.Errorf("a CA gets a %s key", alg)
+		}
+	}
+}
+
+// Several processes make one key at once: one of them does, and it is whole.
+func TestCreateKeyRace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ca.key")
+	var wg sync.WaitGroup
+	made := make(chan crypto.PublicKey, 4)
+	for range cap(made) {
+		wg.Go(func() {
+			key, err := ca.CreateKey(t.Context(), ca.KeyFileURI(path), ca.P256, says(testPassphrase))
+			if err == nil {
+				made <- key.Public()
+			} else if !errors.Is(err, ca.ErrKeyExists) {
+				t.Errorf("CreateKey = %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	if len(made) != 1 {
+		t.Fatalf("%d keys are made", len(made))
+	}
+	key, err := ca.OpenKey(t.Context(), ca.KeyFileURI(path), says(testPassphrase))
+	if err != nil || !sameKey(key.Public(), <-made) {
+		t.Errorf("what is there is not what was made: %v", err)
+	}
+}
+
+// A key that OpenSSL made is opened if it is encrypted well enough.
+func TestOpenKeyOfOpenSSL(t *testing.T) {
+	openssl, dir := tool(t, "openssl", "openssl"), t.TempDir()
+	plain := write(t, dir, "plain.pem", catest.KeyPEM(t, catest.Key(t, ca.P384)))
+	for iterations, want := range map[string]error{"600000": nil, "2048": ca.ErrKeyRefused} {
+		out := filepath.Join(dir, iterations)
+		if said, err := run(t, testPassphrase, openssl, "pkcs8", "-topk8", "-in", plain, "-out", out, "-passout", "stdin",
+			"-v2", "aes-256-cbc", "-v2prf", "hmacWithSHA256", "-iter", iterations); err != nil {
+			t.Fatal(err, said)
+		}
+		if _, err := ca.OpenKey(t.Context(), ca.KeyFileURI(out), says(testPassphrase)); !errors.Is(err, want) {
+			t.Errorf("%s iterations: OpenKey = %v, want %v", iterations, err, want)
 		}
 	}
 }

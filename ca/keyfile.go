@@ -33,6 +33,9 @@ const (
 
 // createKeyFile makes a key and writes it, encrypted, to a file of its own.
 func createKeyFile(ctx context.Context, path string, alg KeyAlgorithm, pass PassphraseFunc) (Key, error) {
+	if _, err := os.Lstat(path); err == nil { // before anyone types a passphrase; writeNew decides
+		return nil, fmt.Errorf("making key %s: %w", path, ErrKeyExists)
+	}
 	secret, err := askPassphrase(pass, path)
 	if err != nil {
 		return nil, err
