@@ -199,7 +199,7 @@ func (b *bulk) checkBatch(ctx context.Context, batch []Row, seen *duplicates) er
 // checkRow makes sure that issuing will not fail for a reason that can be known
 // now.
 func (b *bulk) checkRow(ctx context.Context, row Row, f *facts, seen *duplicates) error {
-	if _, err := rightsOf(f.rule.profile, f.device); err != nil {
+	if _, err := RightsOf(f.rule.profile, f.device); err != nil {
 		return err
 	}
 	if len(row.CSR) == 0 {

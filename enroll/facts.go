@@ -162,10 +162,10 @@ type Rights struct {
 	Receive []string `json:"receive"`
 }
 
-// rightsOf resolves the policy of a profile for a device. What cannot be filled
+// RightsOf resolves the policy of a profile for a device. What cannot be filled
 // in is an error: a device whose label is missing would otherwise find out in
 // the field.
-func rightsOf(p inventory.Profile, d inventory.Device) (Rights, error) {
+func RightsOf(p inventory.Profile, d inventory.Device) (Rights, error) {
 	rights := Rights{Publish: []string{}, Receive: []string{}}
 	grants, err := p.Policy.Resolve(Subject(d))
 	if err != nil {

@@ -146,7 +146,7 @@ func (r *Registrar) apply(ctx context.Context, c inventory.Change) error {
 
 // again is the answer to a request that has been answered before.
 func (r *Registrar) again(f *facts, have *inventory.Credential) (*Enrollment, error) {
-	rights, err := rightsOf(f.rule.profile, f.device)
+	rights, err := RightsOf(f.rule.profile, f.device)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +215,7 @@ type issued struct {
 // issue builds, lints and signs, in memory.
 func (r *Registrar) issue(f *facts, issuer *ca.Issuer, key deviceKey, now time.Time) (*issued, error) {
 	dev := f.device
-	rights, err := rightsOf(f.rule.profile, dev)
+	rights, err := RightsOf(f.rule.profile, dev)
 	if err != nil {
 		return nil, err
 	}
