@@ -236,7 +236,7 @@ func TestSerials(t *testing.T) {
 		n = 100_000
 	}
 	seen := make(map[[16]byte]struct{}, n)
-	var ones [128]int
+	var counts [16][256]int
 	for range n {
 		s, err := newSerial()
 		if err != nil {
@@ -246,8 +246,8 @@ func TestSerials(t *testing.T) {
 			t.Fatalf("serial number %x is not 16 octets and positive", s)
 		}
 		seen[s] = struct{}{}
-		for bit := range ones {
-			ones[bit] += int(s[bit/8]>>(7-bit%8)) & 1
+		for i, octet := range s {
+			counts[i][octet]++
 		}
 	}
 	if len(seen) != n {
@@ -255,7 +255,11 @@ func TestSerials(t *testing.T) {
 	}
 	// A fair coin is more than 7 standard deviations off once in 10^11. Without
 	// the first octet 0 the others of that octet are 64 in 127.
-	for bit, got := range ones {
+	for bit := range 128 {
+		got := 0
+		for octet, n := range counts[bit/8] {
+			got += n * (octet >> (7 - bit%8) & 1)
+		}
 		want := float64(n) / 2
 		if bit < 8 {
 			want = float64(n) * 64 / 127
