@@ -102,8 +102,8 @@ func authorityInfo(ocsp, caIssuers []string) ([]byte, error) {
 	return b.Bytes()
 }
 
-// keyIDExtensions encodes the authority key identifier (RFC 5280 §4.2.1.1, with
-// keyIdentifier only) or the subject key identifier (§4.2.1.2).
+// authorityKeyExtension encodes an authority key identifier with keyIdentifier
+// only, RFC 5280 §4.2.1.1.
 func authorityKeyExtension(id []byte) (pkix.Extension, error) {
 	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -113,6 +113,7 @@ func authorityKeyExtension(id []byte) (pkix.Extension, error) {
 	return pkix.Extension{Id: oidAuthorityKeyID, Value: value}, err
 }
 
+// subjectKeyExtension encodes a subject key identifier, RFC 5280 §4.2.1.2.
 func subjectKeyExtension(id []byte) (pkix.Extension, error) {
 	var b cryptobyte.Builder
 	b.AddASN1OctetString(id)
