@@ -71,7 +71,7 @@ const (
 	// batchSize is how many devices share a change, an audit entry and a staged
 	// file. It is a compromise between the cost of an fsync and the memory of
 	// all batches under way.
-	batchSize = 256
+	batchSize = 512
 
 	// maxRejected bounds what is remembered of bad rows.
 	maxRejected = 10000

@@ -3,6 +3,7 @@ package delivery
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -163,8 +164,12 @@ func (a *archive) finish(all func(func([]Item) error) error, render func(Item) (
 	return f.Commit()
 }
 
+// writeTar writes the bundles one after the other, ID/NAME each. A public file
+// that is the same as the first device's, as the trust bundle is, becomes a link
+// to that: it comes out as a file again, and takes half a kilobyte.
 func writeTar(w io.Writer, now time.Time, all func(func([]Item) error) error, render func(Item) ([]bundle.File, error)) error {
 	tw := tar.NewWriter(w)
+	first := map[string]bundle.File{} // of the first device, by name in the bundle; its Name is that in the archive
 	err := all(func(batch []Item) error {
 		for _, item := range batch {
 			files, err := render(item)
@@ -172,7 +177,14 @@ func writeTar(w io.Writer, now time.Time, all func(func([]Item) error) error, re
 				return fmt.Errorf("bundle of %s: %w", item.ID, err)
 			}
 			for _, file := range files {
-				header := &tar.Header{Name: path.Join(string(item.ID), file.Name), Mode: int64(file.Mode.Perm()), Size: int64(len(file.Data)), ModTime: now, Format: tar.FormatUSTAR}
+				name := path.Join(string(item.ID), file.Name)
+				header := &tar.Header{Name: name, Mode: int64(file.Mode.Perm()), ModTime: now, Format: tar.FormatUSTAR}
+				if same, ok := first[file.Name]; ok && file.Mode.Perm()&0o077 != 0 && bytes.Equal(same.Data, file.Data) {
+					header.Typeflag, header.Linkname, file.Data = tar.TypeLink, same.Name, nil
+				} else if !ok {
+					first[file.Name] = bundle.File{Name: name, Data: file.Data}
+				}
+				header.Size = int64(len(file.Data))
 				if err := tw.WriteHeader(header); err != nil {
 					return err
 				}

@@ -64,7 +64,6 @@ func ParseFormat(text string) (Format, error) {
 // device is handed one.
 const (
 	KeyFile      = "key.pem"
-	CertFile     = "cert.pem"
 	ChainFile    = "chain.pem"
 	TrustFile    = "trust.pem"
 	PasswordFile = "password"
@@ -88,7 +87,6 @@ func Files(m Material, formats ...Format) ([]File, error) {
 		files = append(files, File{KeyFile, secretMode, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: m.KeyPKCS8})})
 	}
 	files = append(files,
-		File{CertFile, publicMode, certificates(m.Chain[:1])},
 		File{ChainFile, publicMode, certificates(m.Chain)},
 		File{TrustFile, publicMode, m.TrustBundle})
 	if len(m.Password) > 0 {
