@@ -5,7 +5,8 @@
 # readme_commands runs the README's blocks that are marked sh, in their order, as
 # one script in an empty directory, with a freshly built imprint on the path. A
 # block with another mark (console, text) is for reading. Lines that start one of
-# our scripts are only checked to be there: each is a step of its own.
+# our scripts are only checked to be there: each is a step of its own. Lines that
+# fetch or build imprint have been done.
 readme_commands() {
 	local dir status=0 script
 	while read -r script; do
