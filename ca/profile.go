@@ -211,7 +211,8 @@ func checkSANURI(c Config) error {
 }
 
 func fillSANURI(template, id, trustDomain string) string {
-	return strings.NewReplacer("{id}", id, "{trust-domain}", trustDomain).Replace(template)
+	// Neither value can hold a brace, so the order does not matter.
+	return strings.ReplaceAll(strings.ReplaceAll(template, "{id}", id), "{trust-domain}", trustDomain)
 }
 
 func checkURLs(c Config) error {

@@ -82,7 +82,7 @@ func (a *app) runBootstrap(ctx context.Context, o bootstrapOptions) (err error) 
 	start := a.now()
 	// The work makes much garbage and keeps little: collect less often, within
 	// bounds.
-	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	defer debug.SetGCPercent(debug.SetGCPercent(1000))
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(bootstrapMemory))
 	destination, err := o.out.destination(a)
 	if err != nil {

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -243,8 +244,11 @@ func (o *Outbox) save(name string, items []Item) error {
 	if err != nil {
 		return fmt.Errorf("writing spool: %w", err)
 	}
-	if err := gob.NewEncoder(w).Encode(items); err != nil {
-		return fmt.Errorf("writing spool: %w", err)
+	enc := gob.NewEncoder(w)
+	for i := range items {
+		if err := enc.Encode(&items[i]); err != nil {
+			return fmt.Errorf("writing spool: %w", err)
+		}
 	}
 	if err := w.Close(); err != nil {
 		return fmt.Errorf("writing spool: %w", err)
@@ -263,10 +267,18 @@ func (o *Outbox) load(name string) ([]Item, error) {
 		return nil, fmt.Errorf("reading spool %s: %w", o.spool.Path(), err)
 	}
 	var items []Item
-	if err := gob.NewDecoder(r).Decode(&items); err != nil {
-		return nil, fmt.Errorf("reading spool %s: %w", o.spool.Path(), err)
+	dec := gob.NewDecoder(bufio.NewReader(r))
+	for {
+		var item Item
+		err := dec.Decode(&item)
+		if errors.Is(err, io.EOF) {
+			return items, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading spool %s: %w", o.spool.Path(), err)
+		}
+		items = append(items, item)
 	}
-	return items, nil
 }
 
 // staged is a batch in the spool.
