@@ -47,7 +47,8 @@ func (d *Dir) lock(name string, alone bool) (*Lock, error) {
 	if alone {
 		// For whoever finds the lock taken; that it may be lost in a power cut is
 		// of no matter.
-		if err := f.Truncate(0); err == nil {
+		err := f.Truncate(0)
+		if err == nil {
 			_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 		}
 		if err != nil {
