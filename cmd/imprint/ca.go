@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -69,13 +70,15 @@ func (f *fleet) issuers(ctx context.Context) ([]issuerView, error) {
 }
 
 func newCAShowCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:   "show",
+	var asPEM bool
+	cmd := &cobra.Command{
+		Use:   "show [ISSUER...]",
 		Short: "Show the issuers, their keys and CRLs",
+		Long: `Show lists all issuers, or those named. With --pem it writes their certificates,
+which makes a trust bundle, or the part of a chain above a device.`,
 		Example: `  imprint ca show
-  imprint ca show --output json | jq -r '.[] | select(.name=="root-1").certificate'`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+  imprint ca show root-1 --pem > trust.pem`,
+		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := a.readFleet(cmd.Context())
 			if err != nil {
 				return err
@@ -84,6 +87,17 @@ func newCAShowCommand(a *app) *cobra.Command {
 			issuers, err := f.issuers(cmd.Context())
 			if err != nil {
 				return err
+			}
+			if issuers, err = chosen(issuers, args); err != nil {
+				return err
+			}
+			if asPEM {
+				for _, i := range issuers {
+					if _, err := io.WriteString(a.out, i.Certificate); err != nil {
+						return err
+					}
+				}
+				return nil
 			}
 			return a.printRows([]string{"NAME", "STATE", "SUBJECT", "UNTIL", "REVOKED", "CRL", "NEXT UPDATE"}, func(emit func(any, ...string) error) error {
 				for _, i := range issuers {
@@ -95,6 +109,24 @@ func newCAShowCommand(a *app) *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&asPEM, "pem", false, "write the certificates, in PEM")
+	return cmd
+}
+
+// chosen picks the issuers with the given names, or all.
+func chosen(issuers []issuerView, names []string) ([]issuerView, error) {
+	if len(names) == 0 {
+		return issuers, nil
+	}
+	var out []issuerView
+	for _, name := range names {
+		i := slices.IndexFunc(issuers, func(v issuerView) bool { return v.Name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("issuer %.64q: %w", name, inventory.ErrNotFound)
+		}
+		out = append(out, issuers[i])
+	}
+	return out, nil
 }
 
 // maxCRLFile is the largest CRL file that is read back, in bytes: a million

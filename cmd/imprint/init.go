@@ -32,6 +32,7 @@ type initOptions struct {
 	hosts             []string
 	node              string
 	algorithm         string
+	keyURIs           map[string]string // by purpose
 	certPort          uint16
 	passPort          uint16
 	schemes           []string
@@ -50,6 +51,10 @@ The private keys are encrypted under a passphrase of at least 12 characters, fro
 --passphrase-file, from the credential imprint-passphrase of a systemd service, or
 from the terminal.
 
+With --key-uri the key of the root, device or server CA is made on a PKCS #11 token
+instead (in builds with -tags pkcs11), in the syntax of RFC 7512:
+device=pkcs11:module-path=...;token=...;id=%01;object=device?pin-source=FILE
+
 The root's key is in the directory root/. It is needed only for a new CA: move
 root/ to a medium that is kept offline.`,
 		Example: `  imprint init --name acme --host mqtt.acme.example
@@ -63,6 +68,7 @@ root/ to a medium that is kept offline.`,
 	flags.StringSliceVar(&o.hosts, "host", nil, "DNS name or IP `address` of the broker, may be repeated (required)")
 	flags.StringVar(&o.node, "node", "broker", "`name` of the broker in the inventory")
 	flags.StringVar(&o.algorithm, "key", "P-256", "`algorithm` of the CA keys: P-256, P-384, Ed25519, RSA-3072 or RSA-4096")
+	flags.StringToStringVar(&o.keyURIs, "key-uri", nil, "`PURPOSE=URI` of a CA key that is kept elsewhere, as device=pkcs11:...; may be repeated")
 	flags.Uint16Var(&o.certPort, "certificate-port", 8883, "broker's `port` for devices with certificates")
 	flags.Uint16Var(&o.passPort, "password-port", 8884, "broker's `port` for devices with passwords")
 	flags.StringSliceVar(&o.schemes, "password-scheme", nil, "dear password `scheme` to compute for every device: bcrypt, argon2id")
@@ -84,6 +90,11 @@ func (a *app) runInit(ctx context.Context, o initOptions) (err error) {
 	}
 	if err := refuseExisting(path); err != nil {
 		return err
+	}
+	for purpose := range o.keyURIs {
+		if purpose != "root" && purpose != "device" && purpose != "server" {
+			return usageErrorf("--key-uri %.40q: want root, device or server before the =", purpose)
+		}
 	}
 	if _, err := a.newPassphrase(); err != nil {
 		return err
@@ -157,7 +168,7 @@ func (a *app) build(ctx context.Context, path string, o initOptions) (err error)
 	if err := makeKeys(dir, storeKey); err != nil {
 		return err
 	}
-	if err := a.found(ctx, dir, cfg, instance, storeKey, ca.KeyAlgorithm(o.algorithm)); err != nil {
+	if err := a.found(ctx, dir, cfg, instance, storeKey, o); err != nil {
 		return err
 	}
 	return a.firstCertificates(ctx, path, cfg)
@@ -190,20 +201,24 @@ func makeKeys(dir *durable.Dir, storeKey [32]byte) error {
 }
 
 // found makes the issuers and the inventory.
-func (a *app) found(ctx context.Context, dir *durable.Dir, cfg config, instance [16]byte, storeKey [32]byte, alg ca.KeyAlgorithm) (err error) {
+func (a *app) found(ctx context.Context, dir *durable.Dir, cfg config, instance [16]byte, storeKey [32]byte, o initOptions) (err error) {
 	f := enroll.Foundation{Actor: actor(), Organization: cfg.Name, Now: a.now, Profiles: []inventory.Profile{defaultProfile()}}
 	for _, x := range []struct {
-		ref  *enroll.KeyRef
-		file string
+		purpose inventory.Purpose
+		ref     *enroll.KeyRef
+		file    string // in the fleet directory, unless --key-uri says otherwise
 	}{
-		{&f.Root, filepath.Join(rootDir, "root-1.key")},
-		{&f.Device, filepath.Join(keysDir, "device-1.key")},
-		{&f.Server, filepath.Join(keysDir, "server-1.key")},
+		{inventory.RootPurpose, &f.Root, rootDir + "/root-1.key"},
+		{inventory.DevicePurpose, &f.Device, keysDir + "/device-1.key"},
+		{inventory.ServerPurpose, &f.Server, keysDir + "/server-1.key"},
 	} {
-		uri := relativeKey + filepath.ToSlash(x.file)
-		key, err := ca.CreateKey(ctx, keyURI(dir.Path(), uri), alg, a.newPassphrase)
+		uri := o.keyURIs[x.purpose.String()]
+		if uri == "" {
+			uri = relativeKey + x.file
+		}
+		key, err := ca.CreateKey(ctx, keyURI(dir.Path(), uri), ca.KeyAlgorithm(o.algorithm), a.newPassphrase)
 		if err != nil {
-			return err
+			return fmt.Errorf("key of the %s CA: %w", x.purpose, err)
 		}
 		defer func() { err = errors.Join(err, key.Close()) }()
 		*x.ref = enroll.KeyRef{URI: uri, Signer: key}
