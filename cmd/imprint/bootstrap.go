@@ -66,7 +66,7 @@ cut, and given again: no device gets a second certificate, and no bundle is lost
 }
 
 // bootstrapMemory is where the collector begins to work harder, in bytes.
-const bootstrapMemory = 96 << 20
+const bootstrapMemory = 72 << 20
 
 // bootstrapSummary is the last thing that bootstrap --output json writes.
 type bootstrapSummary struct {

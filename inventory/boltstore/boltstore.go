@@ -107,7 +107,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{cfg: cfg, lock: l}
 	key := derive(cfg.Key, "record")
-	s.sealers.New = func() any { return newSealer(key) }
+	s.sealers.New = func() any {
+		seal := newSealer(key)
+		seal.trim = s.trim
+		return seal
+	}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening inventory: %w", err), s.release())
 	}

@@ -32,10 +32,16 @@ const macSize = 16
 
 // A sealer makes and checks MACs. It serves one goroutine.
 type sealer struct {
-	mac hash.Hash
-	buf []byte
-	sum [sha256.Size]byte
+	mac  hash.Hash
+	buf  []byte
+	sum  [sha256.Size]byte
+	made int    // MACs so far: at most as many pages have been looked at
+	trim func() // called now and then; may be nil
 }
+
+// trimEvery is after how many MACs it is looked whether many pages are mapped. A
+// page that is looked at brings up to 15 neighbours with it.
+const trimEvery = 1024
 
 func newSealer(key []byte) *sealer { return &sealer{mac: hmac.New(sha256.New, key)} }
 
@@ -46,6 +52,9 @@ func (s *sealer) sumOf(key, next, value []byte) []byte {
 	s.buf = append(s.buf, key...)
 	s.buf = binary.BigEndian.AppendUint32(s.buf, uint32(len(next)))
 	s.buf = append(s.buf, next...)
+	if s.made++; s.made%trimEvery == 0 && s.trim != nil {
+		s.trim()
+	}
 	s.mac.Reset()
 	s.mac.Write(s.buf)
 	s.mac.Write(value)
