@@ -455,4 +455,3 @@ func (a *app) printCheck(r boltstore.Report) error {
 		}
 	})
 }
-

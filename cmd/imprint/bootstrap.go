@@ -22,11 +22,10 @@ import (
 )
 
 type bootstrapOptions struct {
-	file       string
-	out        bundleOptions
-	partial    bool
-	reason     string
-	maxReports int
+	file    string
+	out     bundleOptions
+	partial bool
+	reason  string
 }
 
 func newBootstrapCommand(a *app) *cobra.Command {
@@ -66,7 +65,7 @@ cut, and given again: no device gets a second certificate, and no bundle is lost
 }
 
 // bootstrapMemory is where the collector begins to work harder, in bytes.
-const bootstrapMemory = 72 << 20
+const bootstrapMemory = 64 << 20
 
 // bootstrapSummary is the last thing that bootstrap --output json writes.
 type bootstrapSummary struct {

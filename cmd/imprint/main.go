@@ -181,7 +181,7 @@ func hintFor(err error) string {
 	case errors.Is(err, enroll.ErrRejected):
 		return "correct the rows, or add --partial to go on without them"
 	case errors.Is(err, ca.ErrKeyUnavailable):
-		return "if the root key is kept offline, see imprint ca root --help"
+		return "bring back the key's file, token or medium; for a root that is kept offline see imprint ca root --help"
 	case errors.Is(err, inventory.ErrStopped):
 		return "look at the disk, then run imprint check"
 	case errors.Is(err, inventory.ErrCorrupt), errors.Is(err, inventory.ErrForeign):
@@ -205,17 +205,19 @@ func exitCode(err error) int {
 		return exitBusy
 	case is[configError](err), errors.Is(err, inventory.ErrForeign), errors.Is(err, inventory.ErrVersion):
 		return exitConfig
-	case errors.Is(err, inventory.ErrFull), errors.Is(err, inventory.ErrStopped), errors.Is(err, inventory.ErrCorrupt):
+	case errors.Is(err, inventory.ErrFull), errors.Is(err, inventory.ErrStopped), errors.Is(err, inventory.ErrCorrupt),
+		errors.Is(err, templates.ErrManifest):
 		return exitIO
 	case errors.Is(err, enroll.ErrRejected), is[*intake.ImportError](err), is[*inventory.InvalidError](err),
 		is[*ca.RequestError](err), is[*ca.ConfigError](err), is[*topic.PolicyError](err),
-		is[*templates.InexpressibleError](err), is[*templates.EntryError](err),
-		errors.Is(err, inventory.ErrNotFound):
+		is[*topic.SyntaxError](err), is[*templates.InexpressibleError](err), is[*templates.EntryError](err),
+		errors.Is(err, inventory.ErrNotFound), errors.Is(err, durable.ErrTooLarge), errors.Is(err, durable.ErrNotRegular):
 		return exitData
 	case errors.Is(err, enroll.ErrDenied), errors.Is(err, inventory.ErrConflict), errors.Is(err, templates.ErrShrink),
-		errors.Is(err, ca.ErrPassphrase), errors.Is(err, ca.ErrKeyRefused), errors.Is(err, enroll.ErrNotRecorded):
+		errors.Is(err, ca.ErrPassphrase), errors.Is(err, ca.ErrKeyRefused), errors.Is(err, ca.ErrKeyExists), errors.Is(err, enroll.ErrNotRecorded):
 		return exitRefused
-	case errors.Is(err, ca.ErrKeyUnavailable), errors.Is(err, ca.ErrExpired), errors.Is(err, enroll.ErrNoIssuer):
+	case errors.Is(err, ca.ErrKeyUnavailable), errors.Is(err, ca.ErrExpired), errors.Is(err, enroll.ErrNoIssuer),
+		errors.Is(err, templates.ErrStale):
 		return exitUnavailable
 	case is[*os.PathError](err), is[*os.LinkError](err), is[*os.SyscallError](err), is[syscall.Errno](err):
 		return exitIO

@@ -36,7 +36,6 @@ type turn struct {
 	head    head
 	digest  *inventory.Digest
 	journal []journalRecord
-	buf     []byte
 }
 
 func (t *turn) run() error {

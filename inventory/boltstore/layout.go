@@ -3,7 +3,6 @@ package boltstore
 import (
 	"encoding/binary"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
@@ -194,6 +193,3 @@ func deviceIndex(d *inventory.Device) [][]byte {
 	}
 	return keys
 }
-
-// canonical is the form of an ID in keys.
-func canonical(id inventory.DeviceID) string { return strings.ToLower(string(id)) }

@@ -10,7 +10,7 @@ import (
 
 // mappedBudget is how much of the database may be mapped into the process before
 // it is let go, in bytes.
-const mappedBudget = 48 << 20
+const mappedBudget = 32 << 20
 
 // trim lets go of the pages of the database that are mapped into the process, if
 // there are many. They stay in the kernel's cache, and come back when they are

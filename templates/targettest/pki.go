@@ -119,7 +119,7 @@ func (p *PKI) CRL(tb testing.TB, thisUpdate, nextUpdate time.Time) templates.CRL
 		tb.Fatal(err)
 	}
 	return templates.CRL{
-		Issuer: "device-1", DER: der, Number: uint64(p.number), //nolint:gosec // counts CRLs
+		Issuer: "device-1", DER: der, Number: uint64(p.number),
 		ThisUpdate: thisUpdate, NextUpdate: nextUpdate, Entries: len(p.revoked),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 )
 
@@ -55,7 +56,7 @@ func Connect(tb testing.TB, l Login) (c *Client, code byte, err error) {
 	c = &Client{tb: tb, received: make(chan *paho.Publish, 1000), Ended: make(chan struct{})}
 	c.mqtt = paho.NewClient(paho.ClientConfig{
 		ClientID: l.ClientID,
-		Conn:     conn,
+		Conn:     packets.NewThreadSafeConn(conn), // a packet is one write: TLS records of two would mix
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) {
 			c.received <- p.Packet
 			return true, nil

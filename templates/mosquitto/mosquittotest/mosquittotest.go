@@ -94,7 +94,7 @@ func (b *Broker) run(conf string, args ...string) error {
 			b.tb.Fatal("mosquitto is not installed: apt-get install mosquitto")
 		}
 	}
-	b.cmd = exec.Command(path, append([]string{"-c", conf}, args...)...) //nolint:gosec // the test's own file
+	b.cmd = exec.Command(path, append([]string{"-c", conf}, args...)...)
 	b.cmd.Stderr, b.cmd.Stdout = b.log, b.log
 	before := len(b.Log())
 	if err := b.cmd.Start(); err != nil {
@@ -202,8 +202,8 @@ func Ports(tb testing.TB, n int) []uint16 {
 		if err != nil {
 			tb.Fatal(err)
 		}
-		defer func() { _ = l.Close() }()                // all of them at the end, so that they differ
-		ports[i] = uint16(l.Addr().(*net.TCPAddr).Port) //nolint:gosec // a port
+		defer func() { _ = l.Close() }() // all of them at the end, so that they differ
+		ports[i] = uint16(l.Addr().(*net.TCPAddr).Port)
 	}
 	return ports
 }
