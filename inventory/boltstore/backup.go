@@ -157,14 +157,15 @@ func prepare(ctx context.Context, r io.Reader, cfg Config, fn func(*Store, *dura
 	if err := cfg.check(); err != nil {
 		return err
 	}
-	if err := cfg.Dir.RemoveAll(restoring); err != nil {
+	dir := cfg.Dir
+	if err := dir.RemoveAll(restoring); err != nil {
 		return err
 	}
-	temp, err := cfg.Dir.Mkdir(restoring)
+	temp, err := dir.Mkdir(restoring)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, temp.Close(), cfg.Dir.RemoveAll(restoring)) }()
+	defer func() { err = errors.Join(err, temp.Close(), dir.RemoveAll(restoring)) }()
 	if err := unpack(ctx, r, cfg, temp); err != nil {
 		return err
 	}
@@ -265,7 +266,8 @@ func merge(ctx context.Context, cfg Config, temp *durable.Dir) error {
 }
 
 // ownJournal copies the journal of the fleet directory over the one from the
-// backup, unless it is missing or an older state of it.
+// backup, unless it is missing or an older state of it. If the two went different
+// ways, as after a restore, what only the one from the backup has is added.
 func ownJournal(cfg Config, temp *durable.Dir) (newer bool, err error) {
 	key := derive(cfg.Key, "journal")
 	if _, err := cfg.Dir.Stat(journalFile); errors.Is(err, fs.ErrNotExist) {
@@ -293,6 +295,10 @@ func ownJournal(cfg Config, temp *durable.Dir) (newer bool, err error) {
 	if inSaved, err := saved.knows(end); err != nil || inSaved && end != savedEnd {
 		return false, err // it is older
 	}
+	missing, err := saved.branch(own)
+	if err != nil {
+		return false, err
+	}
 	f, err := temp.Create(journalFile, 0o600)
 	if err != nil {
 		return false, err
@@ -301,7 +307,20 @@ func ownJournal(cfg Config, temp *durable.Dir) (newer bool, err error) {
 	if _, err := io.Copy(f, io.NewSectionReader(own.file, 0, end.offset)); err != nil {
 		return false, err
 	}
-	return true, f.Commit()
+	if err := f.Commit(); err != nil {
+		return false, err
+	}
+	return true, extend(cfg, temp, end, missing)
+}
+
+// extend adds records to the journal in dir, which ends at end.
+func extend(cfg Config, dir *durable.Dir, end position, records []journalRecord) error {
+	j, err := openJournal(dir, derive(cfg.Key, "journal"), cfg.Instance, os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	j.end = end
+	return errors.Join(j.append(records), j.file.Close())
 }
 
 // leap raises the CRL number of every issuer.

@@ -216,6 +216,34 @@ func (j *journal) read(p position, fn func(journalRecord) error) (position, int6
 	return p, size, nil
 }
 
+// branch returns the records that follow the last place which other knows too. It
+// is called on a journal that has not been read.
+func (j *journal) branch(other *journal) ([]journalRecord, error) {
+	info, err := j.file.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("reading journal: %w", err)
+	}
+	var out []journalRecord
+	for p := j.end; ; {
+		payload, next, err := j.record(p, info.Size())
+		if err != nil || payload == nil {
+			return out, err
+		}
+		known, err := other.knows(next)
+		if err != nil {
+			return nil, err
+		}
+		if !known {
+			r, err := decodeJournalRecord(payload)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, r)
+		}
+		p = next
+	}
+}
+
 // record reads the record at p. It returns nil if there is no good one.
 func (j *journal) record(p position, size int64) (payload []byte, next position, err error) {
 	var length [4]byte

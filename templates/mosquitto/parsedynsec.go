@@ -86,6 +86,7 @@ func checkKeys(dec *json.Decoder) error {
 		key  bool            // the next token is a key
 	}
 	var stack []object
+	ended := false
 	for {
 		t, err := dec.Token()
 		if err == io.EOF && len(stack) == 0 {
@@ -93,6 +94,9 @@ func checkKeys(dec *json.Decoder) error {
 		}
 		if err != nil {
 			return err
+		}
+		if ended {
+			return errors.New("something follows the file's one object")
 		}
 		if n := len(stack); n > 0 && stack[n-1].key && t != json.Delim('}') {
 			key, _ := t.(string)
@@ -118,6 +122,7 @@ func checkKeys(dec *json.Decoder) error {
 		if len(stack) > maxDepth {
 			return errors.New("nested too deep")
 		}
+		ended = len(stack) == 0
 	}
 }
 
