@@ -119,7 +119,7 @@ func readExtensions(extensions cryptobyte.String) ([]string, *RequestError) {
 		var oid asn1.ObjectIdentifier
 		var critical bool
 		if !extensions.ReadASN1(&extension, cbasn1.SEQUENCE) || !extension.ReadASN1ObjectIdentifier(&oid) ||
-			!extension.ReadOptionalASN1Boolean(&critical, cbasn1.BOOLEAN, false) ||
+			extension.PeekASN1Tag(cbasn1.BOOLEAN) && !extension.ReadASN1Boolean(&critical) ||
 			!extension.ReadASN1(&value, cbasn1.OCTET_STRING) || !extension.Empty() {
 			return nil, refuse(Malformed, "an extension is not in DER")
 		}

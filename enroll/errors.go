@@ -3,6 +3,7 @@ package enroll
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/imprint-iot/imprint/inventory"
 )
@@ -44,12 +45,13 @@ type RowError struct {
 	Err    error
 }
 
-// Error names the line and the device.
+// Error names the line and the device, if the cause does not.
 func (e *RowError) Error() string {
-	if e.Device == "" {
-		return fmt.Sprintf("line %d: %v", e.Line, e.Err)
+	cause := e.Err.Error()
+	if e.Device == "" || strings.Contains(cause, e.Device) {
+		return fmt.Sprintf("line %d: %s", e.Line, cause)
 	}
-	return fmt.Sprintf("line %d: %s: %v", e.Line, e.Device, e.Err)
+	return fmt.Sprintf("line %d: device %s: %s", e.Line, e.Device, cause)
 }
 
 // Unwrap returns the cause.

@@ -72,7 +72,7 @@ func (r *Registrar) facts(ctx context.Context, id inventory.DeviceID) (*facts, e
 		}
 		dev, err := in.Device(id)
 		if err != nil {
-			return fmt.Errorf("device %s: %w", id, err)
+			return err
 		}
 		f, err = x.facts(dev)
 		return err

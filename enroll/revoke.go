@@ -2,7 +2,6 @@ package enroll
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
@@ -98,7 +97,7 @@ func (r *Registrar) turn(ctx context.Context, e inventory.Event, ids []inventory
 			seen[id.Canonical()] = true
 			dev, err := in.Device(id)
 			if err != nil {
-				return fmt.Errorf("device %s: %w", id, err)
+				return err
 			}
 			f := &facts{device: dev}
 			for cred, err := range in.Credentials(inventory.CredentialQuery{Device: dev.ID}) {

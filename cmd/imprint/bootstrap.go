@@ -119,6 +119,12 @@ func (a *app) runBootstrap(ctx context.Context, o bootstrapOptions) (err error) 
 	if err == nil {
 		err = out.Finish()
 	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", o.file, err)
+		if result == (enroll.BulkResult{}) {
+			return err // the list could not even be read
+		}
+	}
 	summary := bootstrapSummary{BulkResult: result, Seconds: a.now().Sub(start).Round(time.Millisecond).Seconds(), Out: o.out.path}
 	return errors.Join(err, a.print(summary, func(w io.Writer) {
 		_, _ = fmt.Fprintf(w, "%d issued, %d unchanged, %d rejected in %.1f s", result.Issued, result.Unchanged, result.Rejected, summary.Seconds)

@@ -214,7 +214,7 @@ func (f *fleet) show(ctx context.Context, id inventory.DeviceID) (deviceView, er
 	err := f.store.Read(ctx, func(in inventory.Reader) error {
 		d, err := in.Device(id)
 		if err != nil {
-			return fmt.Errorf("device %s: %w", id, err)
+			return err
 		}
 		v = newDeviceView(d)
 		v.Credentials = []credentialView{}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -104,7 +105,12 @@ and writes the files that a broker needs to enforce it all.
 	flags.StringVar(&a.dir, "fleet", "fleet", "fleet `directory`")
 	flags.StringVar(&a.output, "output", outputTable, "`form` of the output: table or json")
 	flags.StringVar(&a.passphraseFile, "passphrase-file", "", "`file` with the passphrase of the CA keys, on its first line")
-	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.checkFlags() }
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := cmd.ValidateRequiredFlags(); err != nil {
+			return usageErrorf("%w: see %s --help", err, cmd.CommandPath())
+		}
+		return a.checkFlags()
+	}
 	root.AddCommand(
 		newInitCommand(a), newCACommand(a), newProfileCommand(a), newBootstrapCommand(a), newDeviceCommand(a),
 		newExportCommand(a), newPolicyCommand(a), newAuditCommand(a), newBackupCommand(a), newRestoreCommand(a),
@@ -214,7 +220,8 @@ func exitCode(err error) int {
 		errors.Is(err, inventory.ErrNotFound), errors.Is(err, durable.ErrTooLarge), errors.Is(err, durable.ErrNotRegular):
 		return exitData
 	case errors.Is(err, enroll.ErrDenied), errors.Is(err, inventory.ErrConflict), errors.Is(err, templates.ErrShrink),
-		errors.Is(err, ca.ErrPassphrase), errors.Is(err, ca.ErrKeyRefused), errors.Is(err, ca.ErrKeyExists), errors.Is(err, enroll.ErrNotRecorded):
+		errors.Is(err, ca.ErrPassphrase), errors.Is(err, ca.ErrKeyRefused), errors.Is(err, ca.ErrKeyExists), errors.Is(err, enroll.ErrNotRecorded),
+		errors.Is(err, fs.ErrExist):
 		return exitRefused
 	case errors.Is(err, ca.ErrKeyUnavailable), errors.Is(err, ca.ErrExpired), errors.Is(err, enroll.ErrNoIssuer),
 		errors.Is(err, templates.ErrStale):

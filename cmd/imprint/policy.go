@@ -47,7 +47,7 @@ not active may do nothing. The exit code is 0 whether the answer is yes or no.`,
 			err = f.store.Read(cmd.Context(), func(in inventory.Reader) error {
 				d, err := in.Device(id)
 				if err != nil {
-					return fmt.Errorf("device %s: %w", id, err)
+					return err
 				}
 				p, err := profileNamed(in, d.Profile)
 				if err != nil {

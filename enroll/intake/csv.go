@@ -31,13 +31,12 @@ type ImportError struct {
 	Reason string
 }
 
-// Error says where the fault is, if the caller does not.
+// Error names the column. The line is in the row that carries the error.
 func (e *ImportError) Error() string {
-	s := e.Reason
-	if e.Column != "" {
-		s = "column " + e.Column + ": " + s
+	if e.Column == "" {
+		return e.Reason
 	}
-	return s
+	return "column " + e.Column + " " + e.Reason
 }
 
 // Columns that a list of devices may have; label.NAME are as many as one likes.
@@ -136,7 +135,7 @@ func readHeader(in *csv.Reader) (header, error) {
 func unknownColumn(name string) error {
 	reason := "is unknown: want id, serial, profile, group, csr or label.NAME"
 	if strings.Contains(name, ";") {
-		reason = "columns are separated by commas, not semicolons"
+		reason = "is one: columns are separated by commas, not semicolons"
 	}
 	return &ImportError{Line: 1, Column: fmt.Sprintf("%.64q", name), Reason: reason}
 }
@@ -177,7 +176,7 @@ func (h header) row(in *csv.Reader, record []string, err error, o Options) (enro
 			}
 		}
 		if row.Err == nil && err != nil {
-			row.Err = &ImportError{Line: line, Column: h[i], Reason: err.Error()}
+			row.Err = &ImportError{Line: line, Column: h[i], Reason: "cannot be read: " + err.Error()}
 		}
 		if row.Err != nil {
 			return row, nil
