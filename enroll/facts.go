@@ -191,7 +191,7 @@ func lintPolicy(p inventory.Profile) error {
 	var errs []error
 	for _, f := range p.Policy.Lint() {
 		if f.Severity == topic.Error {
-			errs = append(errs, fmt.Errorf("profile %s: %s", p.Name, f))
+			errs = append(errs, fmt.Errorf("profile %s: %w", p.Name, &topic.PolicyError{Rule: f.Rule, Filter: p.Policy.Rules[f.Rule-1].Filter, Reason: f.Text}))
 		}
 	}
 	return errors.Join(errs...)

@@ -182,6 +182,8 @@ func (a *app) complain(err error) {
 // hintFor says what to do about an error whose text cannot know.
 func hintFor(err error) string {
 	switch {
+	case is[configError](err):
+		return ""
 	case errors.Is(err, templates.ErrShrink):
 		return "if that is what you want, add --allow-shrink"
 	case errors.Is(err, enroll.ErrRejected):

@@ -125,12 +125,12 @@ func exitcodeCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// digest describes every file under a path: name, mode, content. The lock of a
-// fleet names the last process; that is no change.
+// digest describes every file under a path: name, mode, content. Lock files name
+// the last process; that is no change.
 func digest(ts *testscript.TestScript, path string) string {
 	var b strings.Builder
 	err := filepath.WalkDir(ts.MkAbs(path), func(p string, d fs.DirEntry, err error) error {
-		if err != nil || d.Name() == "lock" {
+		if err != nil || d.Name() == "lock" || d.Name() == ".imprint.lock" {
 			return err
 		}
 		info, err := d.Info()
