@@ -115,7 +115,11 @@ func createDatabase(dir *durable.Dir, seal *sealer, h head) error {
 		}
 		return b.Put(headKey(), seal.seal(headKey(), nil, h.encode()))
 	})
-	if err := errors.Join(err, db.Close()); err != nil {
+	err = errors.Join(err, db.Close())
+	if err == nil {
+		err = dir.Root().Chmod(temp, 0o600) // whatever the umask
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("creating database: %w", err), dir.Remove(temp))
 	}
 	return dir.Swap(temp, databaseFile)

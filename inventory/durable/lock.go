@@ -47,7 +47,7 @@ func (d *Dir) lock(name string, alone bool) (*Lock, error) {
 	if alone {
 		// For whoever finds the lock taken; that it may be lost in a power cut is
 		// of no matter.
-		err := f.Truncate(0)
+		err := errors.Join(f.Chmod(0o600), f.Truncate(0)) // the mode whatever the umask
 		if err == nil {
 			_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 		}
