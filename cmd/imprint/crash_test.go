@@ -26,7 +26,7 @@ import (
 
 var (
 	kills    = flag.Int("kills", 12, "how often TestKill kills bootstrap in each form")
-	killRows = flag.Int("kill-rows", 1200, "devices in TestKill/directory; TestKill/archive has five times as many")
+	killRows = flag.Int("kill-rows", 1500, "devices in TestKill/directory; TestKill/archive has eight times as many")
 )
 
 // A sandbox is a directory with a fleet, a passphrase, a list and the program.
@@ -178,16 +178,43 @@ func (s *sandbox) complete(rows int, leaves map[string][]byte) {
 	s.must("audit", "verify")
 }
 
-// killed runs bootstrap and kills it after a while, unless it ends before.
-func (s *sandbox) killed(after time.Duration, args ...string) {
+// killed runs bootstrap and kills it after a while, unless it ends before. The while
+// begins with the process, or with its first write to the inventory.
+func (s *sandbox) killed(working bool, after time.Duration, args ...string) {
 	s.t.Helper()
 	c := s.command("", args...)
+	before := s.written()
 	if err := c.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	timer := time.AfterFunc(after, func() { _ = c.Process.Kill() })
-	defer timer.Stop()
-	_ = c.Wait() // killed, or done
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = c.Wait() // killed, or done
+	}()
+	for done := false; working && !done && s.written().Equal(before); {
+		select {
+		case <-ended:
+			done = true
+		case <-time.After(time.Millisecond):
+		}
+	}
+	select {
+	case <-ended:
+	case <-time.After(after):
+		_ = c.Process.Kill()
+		<-ended
+	}
+}
+
+// written is when the inventory was last written to.
+func (s *sandbox) written() time.Time {
+	s.t.Helper()
+	info, err := os.Stat(s.path("fleet/inventory.db"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return info.ModTime()
 }
 
 // TestKill kills bootstrap again and again, at moments that nobody chose: whatever
@@ -197,7 +224,7 @@ func TestKill(t *testing.T) {
 	t.Run("directory", func(t *testing.T) {
 		s := newSandbox(t, *killRows)
 		args := []string{"bootstrap", "devices.csv", "--out", "bundles"}
-		s.killLoop(args, 300*time.Millisecond, func() { s.recorded(s.released()) })
+		s.killLoop(args, func() { s.recorded(s.released()) })
 		s.must(args...)
 		s.complete(*killRows, s.released())
 		if _, err := os.Stat(s.path("bundles/.imprint-spool")); !errors.Is(err, fs.ErrNotExist) {
@@ -205,26 +232,25 @@ func TestKill(t *testing.T) {
 		}
 	})
 	t.Run("archive", func(t *testing.T) {
-		rows := 5 * *killRows // without files of their own they are made faster
+		rows := 8 * *killRows // without files of their own they are made faster
 		s := newSandbox(t, rows)
 		id, err := age.GenerateX25519Identity()
 		if err != nil {
 			t.Fatal(err)
 		}
 		args := []string{"bootstrap", "devices.csv", "--out", "all.tar.age", "--recipient", id.Recipient().String()}
-		s.killLoop(args, 120*time.Millisecond, func() {})
+		s.killLoop(args, func() {})
 		s.must(args...)
 		s.complete(rows, unpackArchive(t, s.path("all.tar.age"), id))
 	})
 }
 
-// killLoop kills the job at random moments of its first while. Opening the CA key
-// takes the first tenth of a second.
-func (s *sandbox) killLoop(args []string, while time.Duration, check func()) {
+// killLoop kills the job at random moments: now of all its life, now of its work.
+func (s *sandbox) killLoop(args []string, check func()) {
 	random := rand.New(rand.NewPCG(1, uint64(len(args))))
 	var seen []int
-	for range *kills {
-		s.killed(100*time.Millisecond+time.Duration(random.Int64N(int64(while))), args...)
+	for i := range *kills {
+		s.killed(i%3 > 0, time.Duration(random.IntN(200))*time.Millisecond, args...)
 		check()
 		seen = append(seen, len(s.certificates())-1) // not the broker
 	}
