@@ -45,10 +45,13 @@ type Enrollment struct {
 	Unchanged bool
 }
 
-// serialTries is how often a serial number is drawn anew when the issuer has
-// used it before. With 127 random bits even the first time means a broken random
-// source, so the tries are few.
-const serialTries = 3
+// How often a decision is taken anew. A serial number that was used before means a
+// broken random source, with 127 random bits already the first time; facts that
+// have changed since they were read mean company.
+const (
+	serialTries = 3
+	staleTries  = 8
+)
 
 // Enroll issues a certificate, and a password if the profile has one, to a
 // device that is registered.
@@ -60,7 +63,7 @@ const serialTries = 3
 // if the device may not have a certificate, wraps [ErrDenied] if it has one
 // already, and wraps [inventory.ErrNotFound] if there is no such device.
 func (r *Registrar) Enroll(ctx context.Context, q Request) (*Enrollment, error) {
-	return retrySerial(func() (*Enrollment, error) {
+	return decide(func() (*Enrollment, error) {
 		f, err := r.facts(ctx, q.Device)
 		if err != nil {
 			return nil, err
@@ -69,16 +72,25 @@ func (r *Registrar) Enroll(ctx context.Context, q Request) (*Enrollment, error) 
 	})
 }
 
-// retrySerial calls fn again when a serial number had been used before.
-func retrySerial[T any](fn func() (T, error)) (T, error) {
-	for try := 1; ; try++ {
+// decide calls fn, which reads facts, decides and applies, and calls it again when
+// the facts have changed meanwhile: who repeats a request that is still under way
+// then finds its answer.
+func decide[T any](fn func() (T, error)) (T, error) {
+	serials, stale := 0, 0
+	for {
 		v, err := fn()
 		c, ok := errors.AsType[*inventory.ConflictError](err)
-		if !ok || c.Why != inventory.SerialTaken {
+		switch {
+		case ok && c.Why == inventory.SerialTaken:
+			if serials++; serials == serialTries {
+				return v, fmt.Errorf("drew %d serial numbers in a row that were used before, the random source is broken: %w", serials, err)
+			}
+		case ok && (c.Why == inventory.Stale || c.Why == inventory.Exists):
+			if stale++; stale == staleTries {
+				return v, err
+			}
+		default:
 			return v, err
-		}
-		if try == serialTries {
-			return v, fmt.Errorf("drew %d serial numbers in a row that were used before, the random source is broken: %w", try, err)
 		}
 	}
 }

@@ -87,6 +87,10 @@ func (r *Registrar) Resume(ctx context.Context, actor, why string, ids ...invent
 // turn lets step add to one change for each device, and applies it. It returns
 // how many devices have changed.
 func (r *Registrar) turn(ctx context.Context, e inventory.Event, ids []inventory.DeviceID, step func(*inventory.Change, *facts) error) (int, error) {
+	return decide(func() (int, error) { return r.turnOnce(ctx, e, ids, step) })
+}
+
+func (r *Registrar) turnOnce(ctx context.Context, e inventory.Event, ids []inventory.DeviceID, step func(*inventory.Change, *facts) error) (int, error) {
 	c := inventory.Change{Event: e}
 	seen := make(map[string]bool, len(ids))
 	err := r.cfg.Store.Read(ctx, func(in inventory.Reader) error {

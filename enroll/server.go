@@ -21,7 +21,7 @@ func (r *Registrar) EnrollServer(ctx context.Context, actor string, id inventory
 	if len(hosts) == 0 {
 		return nil, &inventory.InvalidError{Field: "hosts", Value: string(id), Want: "at least one DNS name or IP address"}
 	}
-	return retrySerial(func() (*Enrollment, error) {
+	return decide(func() (*Enrollment, error) {
 		f, err := r.serverFacts(ctx, id)
 		if err != nil {
 			return nil, err
