@@ -19,10 +19,11 @@ import (
 // keys: it keeps a hash of each and sorts runs of them through a temporary file.
 // Two lines with the same hash are candidates; the caller compares the keys.
 type duplicates struct {
-	seed maphash.Seed
-	run  []sighting
-	file *os.File // runs of runLength sightings, each run sorted
-	runs int
+	seed   maphash.Seed
+	length int // of a run
+	run    []sighting
+	file   *os.File // runs of that length, each run sorted
+	runs   int
 }
 
 // A sighting is one key on one line.
@@ -36,7 +37,9 @@ const (
 	sightingSize = 16      // bytes in the file
 )
 
-func newDuplicates() *duplicates { return &duplicates{seed: maphash.MakeSeed()} }
+func newDuplicates() *duplicates {
+	return &duplicates{seed: maphash.MakeSeed(), length: runLength}
+}
 
 func (d *duplicates) close() {
 	if d.file != nil {
@@ -46,7 +49,7 @@ func (d *duplicates) close() {
 
 func (d *duplicates) add(key string, line int) error {
 	d.run = append(d.run, sighting{maphash.String(d.seed, key), uint64(line)})
-	if len(d.run) < runLength {
+	if len(d.run) < d.length {
 		return nil
 	}
 	return d.spill()
@@ -90,8 +93,8 @@ func (d *duplicates) candidates(limit int) ([][]int, error) {
 	slices.SortFunc(d.run, compareSightings)
 	m := mergeHeap{&source{rest: d.run}}
 	for i := range d.runs {
-		at := int64(i) * runLength * sightingSize
-		m = append(m, &source{r: bufio.NewReader(io.NewSectionReader(d.file, at, runLength*sightingSize))})
+		size := int64(d.length) * sightingSize
+		m = append(m, &source{r: bufio.NewReader(io.NewSectionReader(d.file, int64(i)*size, size))})
 	}
 	var groups [][]int
 	var group []sighting
