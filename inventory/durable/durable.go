@@ -5,14 +5,18 @@
 // its mode, synced, renamed over the old one, and the directory is synced. A
 // [Dir] is a directory held open, so that no name and no link leads out of it,
 // whatever happens to the path meanwhile.
+//
+// A crash while a file is written leaves the old file, and perhaps one named
+// .NAME.*.tmp that nobody reads.
+//
+// All of this holds on Linux. Other systems cannot exchange two directories at
+// once; Windows, besides, can neither sync a directory nor lock, so there one can
+// look at a fleet but should not run one.
 package durable
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -52,14 +56,20 @@ func OpenDir(path string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening directory: %w", err)
 	}
+	return newDir(root, before, abs)
+}
+
+// newDir takes root, if it is the directory that was looked at before it was
+// opened, and not one that a link put in its place leads to.
+func newDir(root *os.Root, before fs.FileInfo, path string) (*Dir, error) {
 	after, err := root.Stat(".")
 	if err == nil && !os.SameFile(before, after) {
-		err = ErrNotRegular // replaced by a link between the two looks
+		err = ErrNotRegular
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening directory %s: %w", path, err), root.Close())
 	}
-	return &Dir{root: root, path: abs}, nil
+	return &Dir{root: root, path: path}, nil
 }
 
 // CreateDir opens a directory and makes it first, with mode 0700, if it is not
@@ -77,29 +87,45 @@ func CreateDir(path string) (*Dir, error) {
 	return OpenDir(abs)
 }
 
-// makePath makes path and what is missing above it, and syncs each parent.
-func makePath(path string) error {
+// makePath makes path and what is missing above it, and syncs each parent. What
+// somebody else has put there meanwhile is left as it is.
+func makePath(path string) (err error) {
 	parent := filepath.Dir(path)
 	if _, err := os.Stat(parent); errors.Is(err, fs.ErrNotExist) {
 		if err := makePath(parent); err != nil {
 			return err
 		}
 	}
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	if err := os.Chmod(path, 0o700); err != nil { // whatever the umask
-		return err
-	}
-	return syncPath(parent)
-}
-
-func syncPath(path string) error {
-	d, err := os.Open(path)
+	root, err := os.OpenRoot(parent)
 	if err != nil {
 		return err
 	}
-	return errors.Join(syncDir(d), d.Close())
+	defer func() { err = errors.Join(err, root.Close()) }()
+	if _, err := makeDir(root, filepath.Base(path)); err != nil {
+		return err
+	}
+	return syncIn(root, ".")
+}
+
+// makeDir makes a directory with mode 0700, unless there is something.
+func makeDir(root *os.Root, name string) (made bool, err error) {
+	err = root.Mkdir(name, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, root.Chmod(name, 0o700) // whatever the umask
+}
+
+// syncIn makes the names in a directory durable.
+func syncIn(root *os.Root, dir string) error {
+	f, err := root.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(syncDir(f), f.Close())
 }
 
 // Path returns the absolute path that the directory was opened at.
@@ -128,157 +154,22 @@ func (d *Dir) Sub(name string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening directory: %w", err)
 	}
-	return &Dir{root: root, path: filepath.Join(d.path, name)}, nil
+	return newDir(root, info, filepath.Join(d.path, name))
 }
 
 // Mkdir makes a directory inside d, with mode 0700, if it is not there, makes
 // that durable, and opens it.
 func (d *Dir) Mkdir(name string) (*Dir, error) {
-	err := d.root.Mkdir(name, 0o700)
-	if err == nil {
-		err = errors.Join(d.root.Chmod(name, 0o700), d.Sync())
-	}
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	made, err := makeDir(d.root, name)
+	if err != nil {
 		return nil, fmt.Errorf("making directory: %w", err)
 	}
+	if made {
+		if err := d.syncParent(name); err != nil {
+			return nil, err
+		}
+	}
 	return d.Sub(name)
-}
-
-// WriteFile replaces a file, or makes it, with exactly the mode perm. On an
-// error the old file is as it was.
-func (d *Dir) WriteFile(name string, data []byte, perm fs.FileMode) error {
-	f, err := d.Create(name, perm)
-	if err != nil {
-		return err
-	}
-	defer f.Abort()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	return f.Commit()
-}
-
-// A File is a file on its way into a [Dir]. Nobody sees it before Commit.
-type File struct {
-	dir       *Dir
-	f         *os.File
-	name, tmp string
-}
-
-// Create begins a file that will replace name, or make it, with exactly the mode
-// perm. The caller ends with Commit or Abort.
-func (d *Dir) Create(name string, perm fs.FileMode) (*File, error) {
-	if info, err := d.root.Lstat(name); err == nil && !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("writing %s: %w", filepath.Join(d.path, name), ErrNotRegular)
-	}
-	var suffix [8]byte
-	_, _ = rand.Read(suffix[:])
-	dir, base := filepath.Split(name)
-	tmp := dir + "." + base + "." + hex.EncodeToString(suffix[:]) + ".tmp"
-	f, err := d.root.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("writing %s: %w", name, err)
-	}
-	file := &File{dir: d, f: f, name: name, tmp: tmp}
-	if err := f.Chmod(perm.Perm()); err != nil { // whatever the umask
-		file.Abort()
-		return nil, fmt.Errorf("writing %s: %w", name, err)
-	}
-	return file, nil
-}
-
-// Write implements [io.Writer].
-func (f *File) Write(p []byte) (int, error) {
-	n, err := f.f.Write(p)
-	if err != nil {
-		err = fmt.Errorf("writing %s: %w", f.name, err)
-	}
-	return n, err
-}
-
-// Sync makes durable what has been written, still under the temporary name, so
-// that several files can be put in place one right after the other.
-func (f *File) Sync() error {
-	if err := f.f.Sync(); err != nil {
-		return fmt.Errorf("writing %s: %w", f.name, err)
-	}
-	return nil
-}
-
-// Reader returns what has been written so far, from the beginning, to be checked
-// before Commit.
-func (f *File) Reader() io.Reader {
-	return io.NewSectionReader(f.f, 0, 1<<62)
-}
-
-// Commit makes the file durable and puts it in place. If it fails, the old file
-// is in place.
-func (f *File) Commit() error {
-	if f.f == nil {
-		return fmt.Errorf("writing %s: %w", f.name, fs.ErrClosed)
-	}
-	err := f.Sync()
-	if err == nil {
-		err = f.dir.root.Rename(f.tmp, f.name)
-	}
-	if err != nil {
-		f.Abort()
-		return fmt.Errorf("writing %s: %w", f.name, err)
-	}
-	err = f.f.Close()
-	f.f = nil
-	return errors.Join(err, f.dir.syncParent(f.name))
-}
-
-// Abort forgets the file. After Commit it does nothing.
-func (f *File) Abort() {
-	if f.f == nil {
-		return
-	}
-	_ = f.f.Close()
-	_ = f.dir.root.Remove(f.tmp)
-	f.f = nil
-}
-
-// ReadFile reads a file of at most limit bytes. A larger one is [ErrTooLarge],
-// anything but a plain file [ErrNotRegular].
-func (d *Dir) ReadFile(name string, limit int64) ([]byte, error) {
-	f, err := d.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("reading %s: %w: at most %d bytes are read", name, ErrTooLarge, limit)
-	}
-	return b, nil
-}
-
-// Open opens a file to read. Anything but a plain file is [ErrNotRegular].
-func (d *Dir) Open(name string) (*os.File, error) {
-	before, err := d.root.Lstat(name)
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
-	}
-	if !before.Mode().IsRegular() {
-		return nil, fmt.Errorf("reading %s: %w", filepath.Join(d.path, name), ErrNotRegular)
-	}
-	f, err := d.root.OpenFile(name, os.O_RDONLY|openNonblock, 0)
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
-	}
-	after, err := f.Stat()
-	if err == nil && !os.SameFile(before, after) {
-		err = ErrNotRegular // replaced between the two looks
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("reading %s: %w", name, err), f.Close())
-	}
-	return f, nil
 }
 
 // Stat describes a file, without following a link.
@@ -315,44 +206,20 @@ func (d *Dir) RemoveAll(name string) error {
 	return d.syncParent(name)
 }
 
-// Swap puts a file or directory that has been prepared as tmp in the place of
-// name, durably. A file is replaced at once. A directory that is there is
-// exchanged with tmp, so that name always exists, and then removed.
-func (d *Dir) Swap(tmp, name string) error {
-	old, err := d.root.Lstat(name)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("replacing %s: %w", name, err)
-	}
-	if err != nil || !old.IsDir() {
-		if err := d.root.Rename(tmp, name); err != nil {
-			return fmt.Errorf("replacing %s: %w", name, err)
-		}
-		return d.syncParent(name)
-	}
-	if err := exchange(d.root, tmp, name); err != nil {
-		return fmt.Errorf("replacing %s: %w", name, err)
-	}
-	return errors.Join(d.syncParent(name), d.RemoveAll(tmp))
-}
-
 // Sync makes the names in the directory durable.
 func (d *Dir) Sync() error { return d.syncParent(".") }
 
 // syncParent makes the name of a file durable: the directory that holds it.
 func (d *Dir) syncParent(name string) error {
-	f, err := d.root.Open(filepath.Dir(name))
-	if err != nil {
-		return fmt.Errorf("syncing %s: %w", d.path, err)
-	}
-	if err := errors.Join(syncDir(f), f.Close()); err != nil {
+	if err := syncIn(d.root, filepath.Dir(name)); err != nil {
 		return fmt.Errorf("syncing %s: %w", d.path, err)
 	}
 	return nil
 }
 
 // SyncAll makes everything durable that has been written to the file system the
-// directory is on. After thousands of small files it is far cheaper than a sync
-// of each.
+// directory is on (syncfs(2)). After thousands of small files it is far cheaper
+// than a sync of each. Linux before 5.8 does not report a failed write here.
 func (d *Dir) SyncAll() error {
 	f, err := d.root.Open(".")
 	if err != nil {
