@@ -10,24 +10,29 @@ import (
 // away. Secrets cannot be compared with ==.
 type Secret struct {
 	_     [0]func() // not comparable
-	value []byte
+	value *[]byte   // fmt looks into fields without asking them, but follows no pointer
 }
 
 const redacted = "[redacted]"
 
 // NewSecret takes over b: the caller keeps no other reference.
-func NewSecret(b []byte) Secret { return Secret{value: b} }
+func NewSecret(b []byte) Secret { return Secret{value: &b} }
 
 // Reveal returns the secret itself. The caller must not keep it longer than it
 // is needed, and may not change it.
-func (s Secret) Reveal() []byte { return s.value }
+func (s Secret) Reveal() []byte {
+	if s.value == nil {
+		return nil
+	}
+	return *s.value
+}
 
 // IsZero reports whether there is no secret.
-func (s Secret) IsZero() bool { return len(s.value) == 0 }
+func (s Secret) IsZero() bool { return len(s.Reveal()) == 0 }
 
 // Wipe overwrites the secret with zeros. Copies that the runtime made while
 // moving memory are out of reach.
-func (s Secret) Wipe() { clear(s.value) }
+func (s Secret) Wipe() { clear(s.Reveal()) }
 
 // String implements [fmt.Stringer].
 func (s Secret) String() string { return redacted }
