@@ -127,7 +127,7 @@ func (m *model) step(b *bench, id, verb string) error {
 		}
 	}
 	if allowed != (err == nil) || err != nil && !errors.Is(err, enroll.ErrDenied) {
-		return fmt.Errorf("in state %s: %v, want allowed: %v", m.state, err, allowed)
+		return fmt.Errorf("in state %s, where it is allowed: %v: %w", m.state, allowed, errors.Join(err))
 	}
 	return nil
 }

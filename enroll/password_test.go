@@ -58,7 +58,7 @@ func TestVerifiers(t *testing.T) {
 		t.Fatal(err)
 	}
 	salts := map[string]bool{}
-	by := map[inventory.Scheme]inventory.Verifier{}
+	by := make(map[inventory.Scheme]inventory.Verifier)
 	for _, v := range all {
 		by[v.Scheme] = v
 		if len(v.Salt) > 0 && salts[string(v.Salt)] {

@@ -327,13 +327,13 @@ func TestChild(t *testing.T) {
 	}
 	l, err := take("lock")
 	if held, ok := errors.AsType[*durable.InUseError](err); ok {
-		fmt.Printf("in use by pid %d\n", held.PID)
+		_, _ = fmt.Fprintf(os.Stdout, "in use by pid %d\n", held.PID)
 		return
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Println("locked")
+	_, _ = fmt.Fprintln(os.Stdout, "locked")
 	if err := l.Unlock(); err != nil {
 		t.Fatal(err)
 	}
