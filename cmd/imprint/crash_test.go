@@ -26,7 +26,7 @@ import (
 
 var (
 	kills    = flag.Int("kills", 12, "how often TestKill kills bootstrap in each form")
-	killRows = flag.Int("kill-rows", 1500, "devices in TestKill/directory; TestKill/archive has eight times as many")
+	killRows = flag.Int("kill-rows", 600, "devices in TestKill/directory; TestKill/archive has twenty times as many")
 )
 
 // A sandbox is a directory with a fleet, a passphrase, a list and the program.
@@ -232,7 +232,7 @@ func TestKill(t *testing.T) {
 		}
 	})
 	t.Run("archive", func(t *testing.T) {
-		rows := 8 * *killRows // without files of their own they are made faster
+		rows := 20 * *killRows // without files of their own they are made faster
 		s := newSandbox(t, rows)
 		id, err := age.GenerateX25519Identity()
 		if err != nil {
@@ -309,7 +309,7 @@ func unpackArchive(t *testing.T, path string, id age.Identity) map[string][]byte
 
 // TestInterrupt is Ctrl-C: exit code 130, and the next run goes on.
 func TestInterrupt(t *testing.T) {
-	const rows = 1000
+	const rows = 700
 	s := newSandbox(t, rows)
 	args := []string{"bootstrap", "devices.csv", "--out", "bundles"}
 	c := s.command("", args...)
