@@ -46,6 +46,9 @@ func newAuditListCommand(a *app) *cobra.Command {
 						if n++; limit > 0 && n > limit {
 							return nil
 						}
+						if device != "" {
+							e.Objects = about(e.Objects, device)
+						}
 						if err := emit(e, strconv.FormatUint(e.Seq, 10), e.Time.Format(time.RFC3339), e.Actor, e.Action, objectList(e.Objects), e.Reason); err != nil {
 							return err
 						}
@@ -57,7 +60,7 @@ func newAuditListCommand(a *app) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.Uint64Var(&from, "from", 0, "begin with this entry `number`")
-	flags.StringVar(&device, "device", "", "only entries about this device `id`")
+	flags.StringVar(&device, "device", "", "only entries about this device `id`, and of them only what is about it")
 	flags.StringVar(&action, "action", "", "only entries of this `action`, as device.revoke")
 	flags.IntVar(&limit, "limit", 0, "at most so `many`; 0 means all")
 	return cmd
@@ -71,6 +74,19 @@ func concerns(e inventory.Event, device string) bool {
 		}
 	}
 	return false
+}
+
+// about picks the objects that are the device, or its own: the entry of a bulk job
+// names hundreds of others.
+func about(objects []inventory.Object, device string) []inventory.Object {
+	var own []inventory.Object
+	for _, o := range objects {
+		owner, _, _ := strings.Cut(o.ID, "/") // of a password
+		if strings.EqualFold(owner, device) || strings.EqualFold(o.Note, device) {
+			own = append(own, o)
+		}
+	}
+	return own
 }
 
 // objectList names at most three objects: a bulk entry has hundreds.
