@@ -92,10 +92,20 @@ func (r Rule) lint(add func(Severity, string, string)) {
 	if r.Action == Receive && strings.HasSuffix(r.Filter, "/+") {
 		add(Warning, "trailing-plus", "some brokers let a subscription to # through a rule that ends in +: end it in a name, or in #")
 	}
-	if strings.ContainsAny(r.Filter, ".*") {
+	if r.hasDot() {
 		add(Warning, "dot", "some brokers take a dot for a level and a * for a wildcard")
 	}
 	if strings.HasPrefix(r.Filter, "/") || strings.Contains(r.Filter, "//") || strings.HasSuffix(r.Filter, "/") {
 		add(Warning, "empty-level", "an empty level is easily overlooked")
 	}
+}
+
+// hasDot reports whether a level other than a placeholder has a . or a *.
+func (r Rule) hasDot() bool {
+	for level := range strings.SplitSeq(r.Filter, "/") {
+		if _, ok := placeholder(level); !ok && strings.ContainsAny(level, ".*") {
+			return true
+		}
+	}
+	return false
 }

@@ -213,6 +213,9 @@ func (p Policy) Resolve(s Subject) ([]Grant, error) {
 // resolve returns the filter for s, or the reason why there is none.
 func (r Rule) resolve(s Subject) (Filter, string) {
 	text := r.Filter
+	if r.Action != Publish && r.Action != Receive {
+		return "", "the action is neither publish nor receive"
+	}
 	if strings.IndexByte(text, '{') >= 0 {
 		levels := strings.Split(text, "/")
 		for i, level := range levels {
@@ -227,6 +230,9 @@ func (r Rule) resolve(s Subject) (Filter, string) {
 			levels[i] = value
 		}
 		text = strings.Join(levels, "/")
+	}
+	if strings.ContainsAny(text, "{}%") { // no value has any of these
+		return "", "what is left in it would be a placeholder of some broker"
 	}
 	f, err := ParseFilter(text)
 	if err != nil {
@@ -273,8 +279,12 @@ type Decision struct {
 }
 
 // Decide says whether s may do a with n. A rule that cannot be resolved allows
-// nothing.
+// nothing, and what is no topic name is not allowed: not a filter either, which
+// would go through a rule that ends in + as one more level.
 func (p Policy) Decide(s Subject, a Action, n Name) Decision {
+	if reason := n.check(); reason != "" {
+		return Decision{Reason: "this is no topic name: " + reason}
+	}
 	for _, r := range p.Rules {
 		if r.Action != a {
 			continue
@@ -286,9 +296,25 @@ func (p Policy) Decide(s Subject, a Action, n Name) Decision {
 	return Decision{Reason: fmt.Sprintf("no rule allows to %s %s", a, n)}
 }
 
+// check says why a broker would not take n, or nothing.
+func (n Name) check() string {
+	if strings.ContainsAny(string(n), "+#") {
+		return "it has a wildcard"
+	}
+	return checkWire(string(n))
+}
+
 // DecideSubscribe says whether s may subscribe to f: whether one rule allows to
-// receive all that f matches.
+// receive all that f matches. What is no filter is not allowed, and neither is a
+// shared subscription, $share/GROUP/FILTER: the filter in it is what to ask about.
 func (p Policy) DecideSubscribe(s Subject, f Filter) Decision {
+	reason := checkWire(string(f))
+	if reason == "" {
+		reason = checkWildcards(string(f))
+	}
+	if reason != "" {
+		return Decision{Reason: "this is no topic filter: " + reason}
+	}
 	for _, r := range p.Rules {
 		if r.Action != Receive {
 			continue
@@ -326,7 +352,7 @@ func (p Policy) Explain(s Subject, a Action, n Name) Explanation {
 			x.Reason = reason
 		case r.Action != a:
 			x.Reason = "is about the other action"
-		case !f.Match(n):
+		case n.check() != "" || !f.Match(n):
 			x.Reason = "does not match"
 		default:
 			x.Matches, x.Reason = true, "matches"

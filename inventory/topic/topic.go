@@ -70,8 +70,21 @@ func ParseFilter(s string) (Filter, error) {
 	return Filter(s), nil
 }
 
-// checkText says what is wrong with s as a topic, or nothing.
+// checkText says what is wrong with s as a topic of ours, or nothing.
 func checkText(s string) string {
+	if reason := checkWire(s); reason != "" {
+		return reason
+	}
+	if strings.TrimSpace(s) != s {
+		return "it begins or ends with a space" // which some formats of access lists lose
+	}
+	return ""
+}
+
+// checkWire says what is wrong with s as a topic that somebody else has sent, or
+// nothing. (MQTT 5.0 §1.5.4 forbids U+0000 and lets a broker close the connection
+// for other control characters, which Mosquitto does.)
+func checkWire(s string) string {
 	switch {
 	case s == "":
 		return "it is empty"
@@ -81,8 +94,6 @@ func checkText(s string) string {
 		return "it is not UTF-8"
 	case strings.ContainsFunc(s, unicode.IsControl):
 		return "it has a control character"
-	case strings.TrimSpace(s) != s:
-		return "it begins or ends with a space"
 	case strings.Count(s, "/") >= maxLevels:
 		return "it has more than 200 levels"
 	}
@@ -137,7 +148,9 @@ func hidden(filter, topic string) bool {
 	return (filter[0] == '+' || filter[0] == '#') && topic[0] == '$'
 }
 
-// Covers reports whether every topic in g is also in f.
+// Covers reports whether every topic in g is also in f. It errs on the safe side
+// for two odd filters: +/# does not cover #, nor does /+/# cover /#, though there
+// is no topic between them.
 func (f Filter) Covers(g Filter) bool {
 	if f == "" || g == "" || hidden(string(f), string(g)) {
 		return false
@@ -166,7 +179,8 @@ func (f Filter) Covers(g Filter) bool {
 	}
 }
 
-// Overlaps reports whether some topic is in both f and g.
+// Overlaps reports whether some topic is in both f and g. It errs on the safe side
+// for /#, and takes the empty topic for one.
 func (f Filter) Overlaps(g Filter) bool {
 	if f == "" || g == "" || hidden(string(f), string(g)) || hidden(string(g), string(f)) {
 		return false
