@@ -32,24 +32,35 @@ list() { awk -v n="$1" -v from="${2:-0}" 'BEGIN { print "id,serial,label.site"; 
 # recipient prints an age key that nobody has the other half of.
 recipient() { echo age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p; }
 
-# timed COMMAND... runs a command without its output and sets wall, cpu (seconds),
-# rss and anon (peak of all, and of anonymous memory, in MiB).
+# children prints the CPU seconds of all processes of this shell that have ended. It
+# must not run in a subshell, which has had none.
+children() {
+	times >times.txt
+	awk 'NR == 2 { for (i = 1; i <= 2; i++) { split($i, t, /[ms]/); s += t[1] * 60 + t[2] } print s }' times.txt
+}
+
+# timed COMMAND... runs a command without its output and sets wall and cpu
+# (seconds), rss and anon (peak of all, and of anonymous memory, in MiB). It looks
+# ten times a second: to look costs CPU too.
 timed() {
-	local pid a
-	/usr/bin/env bash -c 'TIMEFORMAT="%R %U %S"; time "$@" >/dev/null 2>out.err' _ "$@" 2>times &
-	pid=$!
+	local pid begin before status=0 now
 	anon=0 rss=0
-	while kill -0 $pid 2>/dev/null; do
-		for a in $(pgrep -x imprint); do
-			anon=$(awk -v m="$anon" '/^RssAnon/ { if ($2 > m) m = $2 } END { print m }' "/proc/$a/status" 2>/dev/null || echo "$anon")
-			rss=$(awk -v m="$rss" '/^VmHWM/ { if ($2 > m) m = $2 } END { print m }' "/proc/$a/status" 2>/dev/null || echo "$rss")
-		done
-		sleep 0.02
+	children >before.txt
+	before=$(<before.txt)
+	begin=$(date +%s.%N)
+	"$@" >/dev/null 2>out.err &
+	pid=$!
+	while [ -e "/proc/$pid/status" ] && read -r now rss < <(awk '/^VmHWM/ { h = $2 } /^RssAnon/ { a = $2 } END { print a + 0, h + 0 }' "/proc/$pid/status" 2>/dev/null) && [ "$rss" -gt 0 ]; do
+		[ "$now" -le "$anon" ] || anon=$now
+		peak=$rss
+		sleep 0.1
 	done
-	wait $pid || die 1 "failed: $* ($(tail -n 1 out.err))"
-	read -r wall user sys < <(tail -n 1 times)
-	cpu=$(calc "$user + $sys")
-	anon=$(calc "$anon / 1024") rss=$(calc "$rss / 1024")
+	wait $pid || status=$?
+	wall=$(calc "$(date +%s.%N) - $begin")
+	[ $status = 0 ] || die 1 "failed: $* ($(tail -n 1 out.err))"
+	children >after.txt
+	cpu=$(calc "$(<after.txt) - $before")
+	anon=$(calc "$anon / 1024") rss=$(calc "${peak:-0} / 1024")
 }
 
 calc() { awk "BEGIN { printf \"%.2f\", $1 }"; }
