@@ -176,6 +176,7 @@ func TestParseRequestDropsExtensions(t *testing.T) {
 	purposes := seq(oid(1, 3, 6, 1, 5, 5, 7, 3, 1), oid(2, 5, 29, 37, 0), oid(1, 3, 6, 1, 5, 5, 7, 3, 3))
 	attrs := map[string][]byte{
 		"csr-026/CA:TRUE":                     extension(oid(2, 5, 29, 19), seq(yes)),
+		"csr-026/CA:TRUE, critical":           seq(oid(2, 5, 29, 19), yes, tlv(4, seq(yes))),
 		"csr-027/keyCertSign and cRLSign":     extension(oid(2, 5, 29, 15), []byte{3, 2, 1, 6}),
 		"csr-028/serverAuth, any, codeSign":   extension(oid(2, 5, 29, 37), purposes),
 		"csr-029/nameConstraints":             extension(oid(2, 5, 29, 30), seq()),
