@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"software.sslmate.com/src/go-pkcs12"
 )
@@ -46,7 +47,7 @@ type Format string
 // The formats.
 const (
 	PKCS12       Format = "pkcs12"        // device.p12: AES-256, PBKDF2; under the password of the device
-	PKCS12Legacy Format = "pkcs12-legacy" // device.p12: 3DES, for tools before 2018
+	PKCS12Legacy Format = "pkcs12-legacy" // device-legacy.p12: 3DES, for tools before 2018
 	DER          Format = "der"           // key.der, cert.der, issuers.der, trust.der
 	CHeader      Format = "c-header"      // identity.h
 )
@@ -76,8 +77,8 @@ const (
 )
 
 // Files makes the files of a bundle: PEM and device.json, then the formats asked
-// for. A format that needs a key or a password which the device is not handed is
-// an error.
+// for, each once. A device that has made its own key gets no PKCS #12 file, which is
+// there to carry one; a key without a password to protect it in one is an error.
 func Files(m Material, formats ...Format) ([]File, error) {
 	if len(m.Chain) == 0 {
 		return nil, errors.New("bundle: there is no certificate")
@@ -92,7 +93,10 @@ func Files(m Material, formats ...Format) ([]File, error) {
 	if len(m.Password) > 0 {
 		files = append(files, File{PasswordFile, secretMode, append(bytes.Clone(m.Password), '\n')})
 	}
-	for _, f := range formats {
+	for i, f := range formats {
+		if slices.Contains(formats[:i], f) {
+			continue
+		}
 		more, err := m.format(f)
 		if err != nil {
 			return nil, fmt.Errorf("bundle: %s: %w", f, err)
@@ -148,9 +152,9 @@ func orEmpty(s []string) []string {
 func (m Material) format(f Format) ([]File, error) {
 	switch f {
 	case PKCS12:
-		return m.pkcs12(pkcs12.Modern2023)
+		return m.pkcs12("device.p12", pkcs12.Modern2023)
 	case PKCS12Legacy:
-		return m.pkcs12(pkcs12.LegacyDES)
+		return m.pkcs12("device-legacy.p12", pkcs12.LegacyDES)
 	case DER:
 		return m.der(), nil
 	case CHeader:
@@ -161,9 +165,12 @@ func (m Material) format(f Format) ([]File, error) {
 
 // pkcs12 protects the file with the device's own password, which has more than
 // 128 bits: the few iterations of PKCS #12 add nothing to that.
-func (m Material) pkcs12(enc *pkcs12.Encoder) ([]File, error) {
-	if len(m.KeyPKCS8) == 0 || len(m.Password) == 0 {
-		return nil, errors.New("it needs a key and a password")
+func (m Material) pkcs12(name string, enc *pkcs12.Encoder) ([]File, error) {
+	if len(m.KeyPKCS8) == 0 {
+		return nil, nil
+	}
+	if len(m.Password) == 0 {
+		return nil, errors.New("the device has no password to protect its key with")
 	}
 	key, err := x509.ParsePKCS8PrivateKey(m.KeyPKCS8)
 	if err != nil {
@@ -179,7 +186,7 @@ func (m Material) pkcs12(enc *pkcs12.Encoder) ([]File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding: %w", err)
 	}
-	return []File{{"device.p12", secretMode, b}}, nil
+	return []File{{name, secretMode, b}}, nil
 }
 
 func (m Material) der() []File {

@@ -11,7 +11,10 @@ import (
 // wants counted in the length.
 func (m Material) header() []byte {
 	var b bytes.Buffer
-	b.WriteString("/* Identity of one device, made by imprint. It holds secrets. */\n#ifndef IMPRINT_IDENTITY_H\n#define IMPRINT_IDENTITY_H\n\n")
+	if m.secrecy() == secretMode {
+		b.WriteString("/* This file holds secrets. */\n")
+	}
+	b.WriteString("/* Identity of one device, made by imprint. */\n#ifndef IMPRINT_IDENTITY_H\n#define IMPRINT_IDENTITY_H\n\n")
 	text(&b, "imprint_id", m.ID)
 	text(&b, "imprint_host", m.Host)
 	_, _ = fmt.Fprintf(&b, "#define IMPRINT_PORT %d\n#define IMPRINT_PASSWORD_PORT %d\n\n", m.Port, m.PasswordPort)
