@@ -20,15 +20,17 @@ func (f *fleet) openOutbox(ctx context.Context, o bundleOptions, to delivery.Des
 		return nil, err
 	}
 	b := f.cfg.Broker
+	material := func(item delivery.Item) bundle.Material {
+		return bundle.Material{
+			ID: string(item.ID), KeyPKCS8: item.Key, Chain: item.Chain, TrustBundle: trust, Password: item.Password,
+			Host: b.Hosts[0], Port: b.CertificatePort, PasswordPort: b.PasswordPort,
+			Publish: item.Rights.Publish, Receive: item.Rights.Receive,
+		}
+	}
 	return delivery.OpenOutbox(ctx, delivery.OutboxConfig{
 		Store: f.store, Keys: f.keys, To: to,
-		Bundle: func(item delivery.Item) ([]bundle.File, error) {
-			return bundle.Files(bundle.Material{
-				ID: string(item.ID), KeyPKCS8: item.Key, Chain: item.Chain, TrustBundle: trust, Password: item.Password,
-				Host: b.Hosts[0], Port: b.CertificatePort, PasswordPort: b.PasswordPort,
-				Publish: item.Rights.Publish, Receive: item.Rights.Receive,
-			}, formats...)
-		},
+		Bundle: func(item delivery.Item) ([]bundle.File, error) { return bundle.Files(material(item), formats...) },
+		Check:  func(item delivery.Item) error { return bundle.Check(material(item), formats...) },
 	})
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/inventory/topic"
 	"github.com/imprint-iot/imprint/templates"
+	"github.com/imprint-iot/imprint/templates/bundle"
 )
 
 func main() {
@@ -219,7 +220,7 @@ func exitCode(err error) int {
 	case errors.Is(err, enroll.ErrRejected), is[*intake.ImportError](err), is[*inventory.InvalidError](err),
 		is[*ca.RequestError](err), is[*ca.ConfigError](err), is[*topic.PolicyError](err),
 		is[*topic.SyntaxError](err), is[*templates.InexpressibleError](err), is[*templates.EntryError](err),
-		errors.Is(err, inventory.ErrNotFound), errors.Is(err, durable.ErrTooLarge), errors.Is(err, durable.ErrNotRegular):
+		errors.Is(err, inventory.ErrNotFound), errors.Is(err, durable.ErrTooLarge), errors.Is(err, durable.ErrNotRegular), errors.Is(err, bundle.ErrFormat):
 		return exitData
 	case errors.Is(err, enroll.ErrDenied), errors.Is(err, inventory.ErrConflict), errors.Is(err, templates.ErrShrink),
 		errors.Is(err, ca.ErrPassphrase), errors.Is(err, ca.ErrKeyRefused), errors.Is(err, ca.ErrKeyExists), errors.Is(err, enroll.ErrNotRecorded),

@@ -33,8 +33,10 @@ type OutboxConfig struct {
 	// Keys is a directory of the fleet for the keys of spools.
 	Keys *durable.Dir
 
-	// Bundle makes the files of one device.
+	// Bundle makes the files of one device. Check, which is asked before the device
+	// gets its certificate, reports that it could not.
 	Bundle func(Item) ([]bundle.File, error)
+	Check  func(Item) error
 
 	// To is where the bundles go in the end: [ToDirectory] or [ToArchive].
 	To Destination
@@ -226,6 +228,9 @@ func (o *Outbox) Stage(ctx context.Context, batch []*enroll.Enrollment) (enroll.
 	items := make([]Item, len(batch))
 	for i, e := range batch {
 		items[i] = Item{ID: e.Device.ID, Chain: e.Chain, Key: e.Key.Reveal(), Password: e.Password.Reveal(), Rights: e.Rights}
+		if err := o.cfg.Check(items[i]); err != nil {
+			return nil, err
+		}
 	}
 	s := &staged{o: o, items: items, name: fmt.Sprintf(segmentPattern, o.next.Add(1))}
 	if err := o.save(s.name, items); err != nil {

@@ -52,6 +52,9 @@ const (
 	CHeader      Format = "c-header"      // identity.h
 )
 
+// ErrFormat reports a format that cannot be made for a device. Ask for another.
+var ErrFormat = errors.New("format is not possible")
+
 // ParseFormat reads the name of a format.
 func ParseFormat(text string) (Format, error) {
 	switch f := Format(text); f {
@@ -80,8 +83,8 @@ const (
 // for, each once. A device that has made its own key gets no PKCS #12 file, which is
 // there to carry one; a key without a password to protect it in one is an error.
 func Files(m Material, formats ...Format) ([]File, error) {
-	if len(m.Chain) == 0 {
-		return nil, errors.New("bundle: there is no certificate")
+	if err := Check(m, formats...); err != nil {
+		return nil, err
 	}
 	var files []File
 	if len(m.KeyPKCS8) > 0 {
@@ -105,6 +108,21 @@ func Files(m Material, formats ...Format) ([]File, error) {
 	}
 	device, err := m.device(files)
 	return append(files, File{DeviceFile, publicMode, device}), err
+}
+
+// Check reports whether Files can make a bundle of m; if not, because of a format,
+// the error wraps [ErrFormat]. It costs nothing, so it can be
+// asked before a certificate is let out.
+func Check(m Material, formats ...Format) error {
+	if len(m.Chain) == 0 {
+		return errors.New("bundle: there is no certificate")
+	}
+	for _, f := range formats {
+		if (f == PKCS12 || f == PKCS12Legacy) && len(m.KeyPKCS8) > 0 && len(m.Password) == 0 {
+			return fmt.Errorf("%w: %s: device %s has no password to protect its key with", ErrFormat, f, m.ID)
+		}
+	}
+	return nil
 }
 
 func certificates(ders [][]byte) []byte {
@@ -168,9 +186,6 @@ func (m Material) format(f Format) ([]File, error) {
 func (m Material) pkcs12(name string, enc *pkcs12.Encoder) ([]File, error) {
 	if len(m.KeyPKCS8) == 0 {
 		return nil, nil
-	}
-	if len(m.Password) == 0 {
-		return nil, errors.New("the device has no password to protect its key with")
 	}
 	key, err := x509.ParsePKCS8PrivateKey(m.KeyPKCS8)
 	if err != nil {
