@@ -89,6 +89,9 @@ func (r Rule) lint(add func(Severity, string, string)) {
 	if r.Shared && r.OwnsSubtree() {
 		add(Warning, "not-shared", "the rule is the device's own: it need not be declared shared")
 	}
+	if r.Shared && r.Action == Publish && !r.OwnsSubtree() && strings.ContainsAny(r.Filter, "+#") {
+		add(Warning, "in-others-names", "whoever has this rule may publish what others are believed to have sent")
+	}
 	if r.Action == Receive && strings.HasSuffix(r.Filter, "/+") {
 		add(Warning, "trailing-plus", "some brokers let a subscription to # through a rule that ends in +: end it in a name, or in #")
 	}

@@ -139,6 +139,8 @@ func TestLint(t *testing.T) {
 		{Rule{Receive, "devices/{group}/{id}/down/#", false}, nil},
 		{Rule{Receive, "news/all", true}, nil},
 		{Rule{Receive, "devices/+/up/#", true}, nil},
+		{Rule{Publish, "devices/+/down/#", true}, []string{"warning in-others-names"}},
+		{Rule{Publish, "log/all", true}, nil},
 		{Rule{Receive, "news/all", false}, []string{"error foreign"}},
 		{Rule{Receive, "devices/+/{id}/#", false}, []string{"error foreign-wildcard"}},
 		{Rule{Receive, "devices/#", false}, []string{"error foreign-wildcard"}},
