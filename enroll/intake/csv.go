@@ -80,13 +80,16 @@ func Devices(r io.Reader, o Options) iter.Seq2[enroll.Row, error] {
 			yield(enroll.Row{}, err)
 			return
 		}
-		for {
+		for last := 1; ; {
 			fence.mark()
 			record, err := in.Read()
 			if errors.Is(err, io.EOF) {
 				return
 			}
 			row, err := header.row(in, record, err, o)
+			if bad, ok := errors.AsType[*ImportError](err); ok && bad.Line == 0 {
+				bad.Line = last + 1
+			}
 			if err != nil {
 				yield(enroll.Row{}, err)
 				return
@@ -94,6 +97,7 @@ func Devices(r io.Reader, o Options) iter.Seq2[enroll.Row, error] {
 			if !yield(row, nil) {
 				return
 			}
+			last = lastLine(in, record, row.Line)
 		}
 	}
 }
@@ -134,8 +138,13 @@ func readHeader(in *csv.Reader) (header, error) {
 
 func unknownColumn(name string) error {
 	reason := "is unknown: want id, serial, profile, group, csr or label.NAME"
-	if strings.Contains(name, ";") {
+	switch {
+	case strings.Contains(name, "\r"):
+		reason = "holds the end of a line: lines end with LF or CRLF, not with CR alone"
+	case strings.Contains(name, ";"):
 		reason = "is one: columns are separated by commas, not semicolons"
+	case strings.Contains(name, "\t"):
+		reason = "is one: columns are separated by commas, not tabs"
 	}
 	return &ImportError{Line: 1, Column: fmt.Sprintf("%.64q", name), Reason: reason}
 }
@@ -191,6 +200,15 @@ func (h header) row(in *csv.Reader, record []string, err error, o Options) (enro
 	return row, nil
 }
 
+// lastLine is the line that a record ends on: a quoted field may have several.
+func lastLine(in *csv.Reader, record []string, first int) int {
+	if len(record) == 0 { // it could not be read
+		return first
+	}
+	line, _ := in.FieldPos(len(record) - 1)
+	return line + strings.Count(record[len(record)-1], "\n")
+}
+
 func (o Options) readCSR(name string) ([]byte, error) {
 	if o.ReadCSR == nil {
 		return nil, errors.New("requests are not read here")
@@ -214,6 +232,7 @@ type fencedReader struct {
 	r       io.Reader
 	pending []byte // read by checkEncoding
 	since   int    // bytes since mark
+	lines   int    // line feeds that were read
 	split   []byte // the beginning of a rune whose end has not been read
 }
 
@@ -249,18 +268,21 @@ func (f *fencedReader) Read(p []byte) (int, error) {
 		n, err = f.r.Read(p)
 	}
 	f.since += n
-	if !f.validUTF8(p[:n]) {
-		return 0, &ImportError{Reason: "the file is not UTF-8: save it as UTF-8"}
+	if valid := f.validUTF8(p[:n]); valid < n || errors.Is(err, io.EOF) && len(f.split) > 0 {
+		line := 1 + f.lines + bytes.Count(p[:valid], []byte("\n"))
+		return 0, &ImportError{Line: line, Reason: "the file is not UTF-8: save it as UTF-8"}
 	}
+	f.lines += bytes.Count(p[:n], []byte("\n"))
 	return n, err
 }
 
-// validUTF8 checks a stretch of the file, which may end within a rune.
-func (f *fencedReader) validUTF8(b []byte) bool {
-	if len(f.split) > 0 {
-		b = append(f.split, b...)
-		f.split = nil
-	}
+// validUTF8 returns how many bytes of a stretch of the file are UTF-8. The stretch
+// may end within a rune.
+func (f *fencedReader) validUTF8(b []byte) int {
+	n := len(b)
+	before := len(f.split)
+	b = append(f.split, b...)
+	f.split = nil
 	for back := 1; back < utf8.UTFMax && back <= len(b); back++ {
 		if c := b[len(b)-back]; utf8.RuneStart(c) {
 			if !utf8.FullRune(b[len(b)-back:]) {
@@ -270,5 +292,16 @@ func (f *fencedReader) validUTF8(b []byte) bool {
 			break
 		}
 	}
-	return utf8.Valid(b)
+	if utf8.Valid(b) {
+		return n
+	}
+	valid := 0
+	for valid < len(b) {
+		r, size := utf8.DecodeRune(b[valid:])
+		if r == utf8.RuneError && size == 1 {
+			break
+		}
+		valid += size
+	}
+	return max(0, valid-before)
 }
