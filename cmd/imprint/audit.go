@@ -28,6 +28,9 @@ func newAuditListCommand(a *app) *cobra.Command {
   imprint audit list --from 1000 --limit 50 --output json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if limit < 0 {
+				return usageErrorf("--limit %d: want a number that is not negative", limit)
+			}
 			f, err := a.readFleet(cmd.Context())
 			if err != nil {
 				return err

@@ -44,15 +44,20 @@ than not.`,
   imprint backup /backup/acme.age --recipient age1...`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			to, err := a.backupRecipient(recipient)
-			if err != nil {
-				return err
+			if recipient != "" {
+				if _, err := parseRecipient(recipient); err != nil {
+					return err // before the fleet is opened
+				}
 			}
 			f, err := a.readFleet(cmd.Context())
 			if err != nil {
 				return err
 			}
 			defer f.Close()
+			to, err := f.backupRecipient(cmd.Context(), recipient)
+			if err != nil {
+				return err
+			}
 			return f.backup(cmd.Context(), args[0], to)
 		},
 	}
@@ -60,15 +65,11 @@ than not.`,
 	return cmd
 }
 
-func (a *app) backupRecipient(text string) (age.Recipient, error) {
+func (f *fleet) backupRecipient(ctx context.Context, text string) (age.Recipient, error) {
 	if text != "" {
-		r, err := age.ParseX25519Recipient(text)
-		if err != nil {
-			return nil, usageErrorf("--recipient %.80q: %w", text, err)
-		}
-		return r, nil
+		return parseRecipient(text)
 	}
-	p, err := a.askPassphrase()
+	p, err := f.knownPassphrase(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -76,11 +77,11 @@ func (a *app) backupRecipient(text string) (age.Recipient, error) {
 }
 
 func (f *fleet) backup(ctx context.Context, file string, to age.Recipient) (err error) {
-	dir, err := durable.OpenDir(filepath.Dir(file))
+	out, err := createOut(file, 0o600)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
+	defer func() { err = errors.Join(err, out.close()) }()
 	work, err := f.dir.Mkdir(backupWork)
 	if err != nil {
 		return err
@@ -90,11 +91,6 @@ func (f *fleet) backup(ctx context.Context, file string, to age.Recipient) (err 
 	if err != nil {
 		return err
 	}
-	out, err := dir.Create(filepath.Base(file), 0o600)
-	if err != nil {
-		return err
-	}
-	defer out.Abort()
 	sealed, err := age.Encrypt(out, to)
 	if err != nil {
 		return fmt.Errorf("encrypting backup: %w", err)
@@ -196,6 +192,11 @@ func addFile(tw *tar.Writer, dir *durable.Dir, name, as string) error {
 	return err
 }
 
+// A backupError is a file that is no backup, or a damaged one.
+type backupError struct{ why string }
+
+func (e backupError) Error() string { return "the backup cannot be read: " + e.why }
+
 func newRestoreCommand(a *app) *cobra.Command {
 	var identity string
 	cmd := &cobra.Command{
@@ -244,26 +245,31 @@ func (a *app) backupIdentity(file string) (age.Identity, error) {
 }
 
 func (a *app) runRestore(ctx context.Context, file, identityFile string) (err error) {
+	in, err := os.Open(file)
+	if err != nil {
+		return fileError(file, err)
+	}
+	defer func() { _ = in.Close() }()
 	id, err := a.backupIdentity(identityFile)
 	if err != nil {
 		return err
 	}
-	in, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = in.Close() }()
 	plain, err := age.Decrypt(in, id)
 	if err != nil {
-		if _, ok := errors.AsType[*age.NoIdentityMatchError](err); ok {
-			return fmt.Errorf("opening backup: %w", ca.ErrPassphrase)
+		_, other := errors.AsType[*age.NoIdentityMatchError](err)
+		switch {
+		case other && identityFile != "":
+			return fmt.Errorf("opening %s: it is not encrypted for the key in %s: %w", file, identityFile, ca.ErrKeyRefused)
+		case other:
+			return fmt.Errorf("opening %s: %w", file, ca.ErrPassphrase)
 		}
-		return fmt.Errorf("opening backup: it is none, or damaged: %w", inventory.ErrCorrupt)
+		return backupError{"it is none, or its beginning is damaged"}
 	}
 	full, err := filepath.Abs(a.dir)
 	if err != nil {
 		return err
 	}
+	defer tidyOut(filepath.Dir(full))()
 	parent, err := durable.CreateDir(filepath.Dir(full))
 	if err != nil {
 		return err
@@ -296,10 +302,10 @@ func unpack(to *durable.Dir, in *tar.Reader) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("reading backup: it is damaged: %w", inventory.ErrCorrupt)
+			return backupError{"it is damaged, or was cut off"}
 		}
 		if h.Typeflag != tar.TypeReg || !filepath.IsLocal(h.Name) || path.Clean(h.Name) != h.Name || h.Name != backupInventory && h.Size > maxBackupFile {
-			return fmt.Errorf("reading backup: %.128q does not belong there: %w", h.Name, inventory.ErrCorrupt)
+			return backupError{fmt.Sprintf("%.128q does not belong into one", h.Name)}
 		}
 		if err := unpackFile(to, h, in); err != nil {
 			return err
@@ -326,7 +332,10 @@ func unpackFile(to *durable.Dir, h *tar.Header, in io.Reader) error {
 	}
 	defer out.Abort()
 	if _, err := io.Copy(out, in); err != nil {
-		return fmt.Errorf("reading backup: it is damaged: %w", errors.Join(inventory.ErrCorrupt, err))
+		if is[*fs.PathError](err) { // of the file that is written
+			return err
+		}
+		return backupError{"it is damaged, or was cut off"}
 	}
 	return out.Commit()
 }
@@ -384,7 +393,7 @@ func (a *app) restoreInventory(ctx context.Context, stage *durable.Dir) error {
 func restoreStore(ctx context.Context, stage, dir *durable.Dir, cfg boltstore.Config) error {
 	in, err := stage.Open(backupInventory)
 	if err != nil {
-		return fmt.Errorf("reading backup: it holds no inventory: %w", inventory.ErrCorrupt)
+		return backupError{"it holds no inventory"}
 	}
 	err = boltstore.Restore(ctx, in, cfg)
 	if err = errors.Join(err, in.Close()); err != nil || stage != dir {

@@ -97,6 +97,7 @@ func (a *app) runBootstrap(ctx context.Context, o bootstrapOptions) (err error) 
 		return err
 	}
 	defer f.Close()
+	defer tidyOut(o.out.dir())()
 	out, err := f.openOutbox(ctx, o.out, destination)
 	if err != nil {
 		return err
@@ -120,6 +121,9 @@ func (a *app) runBootstrap(ctx context.Context, o bootstrapOptions) (err error) 
 		err = out.Finish()
 	}
 	if err != nil {
+		if bad, ok := errors.AsType[*intake.ImportError](err); ok && bad.Line > 0 {
+			err = fmt.Errorf("line %d: %w", bad.Line, err)
+		}
 		err = fmt.Errorf("%s: %w", o.file, err)
 		if result == (enroll.BulkResult{}) {
 			return err // the list could not even be read
@@ -145,15 +149,8 @@ func (a *app) openList(path string) (*list, error) {
 	if path == "-" {
 		return nil, usageErrorf("the list is read more than once: give a file, not standard input")
 	}
-	dir, err := durable.OpenDir(filepath.Dir(path))
-	if err != nil {
-		return nil, err
-	}
-	file, err := dir.Open(filepath.Base(path))
-	if err != nil {
-		return nil, errors.Join(err, dir.Close())
-	}
-	return &list{file: file, dir: dir}, nil
+	file, dir, err := openIn(path)
+	return &list{file: file, dir: dir}, err
 }
 
 func (l *list) close() {
@@ -165,7 +162,13 @@ func (l *list) close() {
 func (l *list) read() iter.Seq2[enroll.Row, error] {
 	return intake.Devices(io.NewSectionReader(l.file, 0, 1<<62), intake.Options{
 		Profile: defaultProfileName,
-		ReadCSR: func(name string) ([]byte, error) { return l.dir.ReadFile(name, intake.MaxCSRFile) },
+		ReadCSR: func(name string) ([]byte, error) {
+			if !filepath.IsLocal(name) {
+				return nil, fmt.Errorf("%.128q: want a file in the directory of the list, or below", name)
+			}
+			b, err := l.dir.ReadFile(name, intake.MaxCSRFile)
+			return b, fileError(name, err)
+		},
 	})
 }
 
@@ -197,11 +200,28 @@ func (o *bundleOptions) destination(a *app) (delivery.Destination, error) {
 	}
 	var recipients []age.Recipient
 	for _, text := range o.recipients {
-		r, err := age.ParseX25519Recipient(text)
+		r, err := parseRecipient(text)
 		if err != nil {
-			return nil, usageErrorf("--recipient %.80q: %w", text, err)
+			return nil, err
 		}
 		recipients = append(recipients, r)
 	}
 	return delivery.ToArchive(o.path, a.now, recipients...), nil
+}
+
+// dir is the directory that bundles, or the archive, are put into.
+func (o *bundleOptions) dir() string {
+	if strings.HasSuffix(o.path, archiveSuffix) {
+		return filepath.Dir(o.path)
+	}
+	return o.path
+}
+
+// parseRecipient reads --recipient.
+func parseRecipient(text string) (age.Recipient, error) {
+	r, err := age.ParseX25519Recipient(text)
+	if err != nil {
+		return nil, usageErrorf("--recipient %.80q: %w", text, err)
+	}
+	return r, nil
 }

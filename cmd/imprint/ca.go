@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -17,7 +18,6 @@ import (
 	"github.com/imprint-iot/imprint/ca"
 	"github.com/imprint-iot/imprint/enroll"
 	"github.com/imprint-iot/imprint/inventory"
-	"github.com/imprint-iot/imprint/inventory/durable"
 )
 
 func newCACommand(a *app) *cobra.Command {
@@ -233,32 +233,6 @@ func (f *fleet) newestIssuer(ctx context.Context, purpose inventory.Purpose) (st
 	return name, err
 }
 
-// writeOut writes a file that the user has named.
-func writeOut(path string, data []byte, perm fs.FileMode) error {
-	dir, err := durable.OpenDir(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.WriteFile(filepath.Base(path), data, perm), dir.Close())
-}
-
-// readIn reads a file that the user has named, or standard input for "-".
-func (a *app) readIn(path string, limit int64) ([]byte, error) {
-	if path == "-" {
-		b, err := io.ReadAll(io.LimitReader(a.in, limit+1))
-		if err == nil && int64(len(b)) > limit {
-			err = fmt.Errorf("standard input: %w: at most %d bytes are read", durable.ErrTooLarge, limit)
-		}
-		return b, err
-	}
-	dir, err := durable.OpenDir(filepath.Dir(path))
-	if err != nil {
-		return nil, err
-	}
-	b, err := dir.ReadFile(filepath.Base(path), limit)
-	return b, errors.Join(err, dir.Close())
-}
-
 // maxPEM is the largest certificate or request that is read, in bytes.
 const maxPEM = 64 << 10
 
@@ -291,7 +265,7 @@ func newRootExportCommand(a *app) *cobra.Command {
 		Short:   "Make the key of a new issuer and the request for its certificate",
 		Example: `  imprint ca root export --purpose device --out device-2.csr`,
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			p, err := parsePurpose(purpose)
 			if err != nil {
 				return err
@@ -301,18 +275,18 @@ func newRootExportCommand(a *app) *cobra.Command {
 				return err
 			}
 			defer f.Close()
+			file, err := createOut(out, 0o644) // before the issuer is recorded: it is asked for once
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, file.close()) }()
 			rec, csr, err := f.RequestIssuer(cmd.Context(), actor(), p, func(name string) (enroll.KeyRef, error) {
-				where := uri
-				if where == "" {
-					where = relativeKey + keysDir + "/" + name + ".key"
-				}
-				key, err := ca.CreateKey(cmd.Context(), f.keyURI(where), ca.KeyAlgorithm(algorithm), a.askPassphrase)
-				return enroll.KeyRef{URI: where, Signer: key}, err
+				return f.issuerKey(cmd.Context(), name, ca.KeyAlgorithm(algorithm), uri)
 			})
 			if err != nil {
 				return err
 			}
-			if err := writeOut(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}), 0o644); err != nil {
+			if err := file.finish(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})); err != nil {
 				return err
 			}
 			return a.print(map[string]any{"issuer": rec.Name, "purpose": purpose, "generation": rec.Generation, "request": out}, func(w io.Writer) {
@@ -328,6 +302,27 @@ func newRootExportCommand(a *app) *cobra.Command {
 		panic(err) // the flag is defined above
 	}
 	return cmd
+}
+
+// issuerKey makes the key of a new issuer: at uri, or in the fleet, encrypted under
+// the passphrase of the keys that are there. A file that is there already was left
+// by a command that died before it recorded the issuer.
+func (f *fleet) issuerKey(ctx context.Context, name string, algorithm ca.KeyAlgorithm, uri string) (enroll.KeyRef, error) {
+	if uri != "" {
+		key, err := ca.CreateKey(ctx, f.keyURI(uri), algorithm, f.app.askPassphrase)
+		return enroll.KeyRef{URI: uri, Signer: key}, err
+	}
+	uri = relativeKey + keysDir + "/" + name + ".key"
+	known, err := f.knownPassphrase(ctx)
+	if err != nil {
+		return enroll.KeyRef{}, err
+	}
+	pass := func() ([]byte, error) { return bytes.Clone(known), nil }
+	key, err := ca.CreateKey(ctx, f.keyURI(uri), algorithm, pass)
+	if errors.Is(err, ca.ErrKeyExists) {
+		key, err = ca.OpenKey(ctx, f.keyURI(uri), pass)
+	}
+	return enroll.KeyRef{URI: uri, Signer: key}, err
 }
 
 func newRootSignCommand(a *app) *cobra.Command {
@@ -353,8 +348,9 @@ and no fleet.`,
 			if err := writeOut(out, ca.CertificatePEM(der), 0o644); err != nil {
 				return err
 			}
-			a.say("certificate in %s; put it to use with: imprint ca root import %s", out, filepath.Base(out))
-			return nil
+			return a.print(map[string]any{"purpose": purpose, "generation": generation, "certificate": out}, func(w io.Writer) {
+				_, _ = fmt.Fprintf(w, "certificate in %s; put it to use with: imprint ca root import %s\n", out, filepath.Base(out))
+			})
 		},
 	}
 	flags := cmd.Flags()
@@ -422,8 +418,9 @@ func newRootImportCommand(a *app) *cobra.Command {
 			if _, err := f.publishCRL(cmd.Context(), rec.Name, false); err != nil {
 				return err
 			}
-			a.say("%s signs from now on; export to the brokers, so that they trust it", rec.Name)
-			return nil
+			return a.print(map[string]any{"issuer": rec.Name, "purpose": rec.Purpose, "generation": rec.Generation}, func(w io.Writer) {
+				_, _ = fmt.Fprintf(w, "%s signs from now on; export to the brokers, so that they trust it\n", rec.Name)
+			})
 		},
 	}
 }

@@ -325,6 +325,7 @@ func (a *app) runEnroll(ctx context.Context, q enroll.Request, o bundleOptions) 
 		return err
 	}
 	defer f.Close()
+	defer tidyOut(o.dir())()
 	out, err := f.openOutbox(ctx, o, destination)
 	if err != nil {
 		return err

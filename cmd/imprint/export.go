@@ -50,13 +50,43 @@ func newExportListCommand(a *app) *cobra.Command {
 			return a.printRows([]string{"TARGET", "VERSIONS", "FORMS", "CERTIFICATE", "PASSWORD", "CRL", "CLIENT ID", "SUBSCRIBE"}, func(emit func(any, ...string) error) error {
 				for _, t := range targets() {
 					c := t.Capabilities()
-					if err := emit(c, c.Name, strings.Join(c.Versions, ","), strings.Join(c.Forms, ","), yesNo(c.CertificateIdentity), yesNo(c.Password), yesNo(c.CRL), yesNo(c.ClientIDBinding), yesNo(c.SubscribeControl)); err != nil {
+					if err := emit(newTargetView(c), c.Name, strings.Join(c.Versions, ","), strings.Join(c.Forms, ","), yesNo(c.CertificateIdentity), yesNo(c.Password), yesNo(c.CRL), yesNo(c.ClientIDBinding), yesNo(c.SubscribeControl)); err != nil {
 						return err
 					}
 				}
 				return nil
 			})
 		},
+	}
+}
+
+// targetView is a broker as the command line shows it.
+type targetView struct {
+	Name                string   `json:"name"`
+	Title               string   `json:"title"`
+	Versions            []string `json:"versions"` // the default first
+	Forms               []string `json:"forms"`    // the default first
+	Schemes             []string `json:"schemes"`  // of passwords, the best first
+	CertificateIdentity bool     `json:"certificateIdentity"`
+	Password            bool     `json:"password"`
+	Both                bool     `json:"both"`
+	ClientIDBinding     bool     `json:"clientIdBinding"`
+	SubscribeControl    bool     `json:"subscribeControl"`
+	CRL                 bool     `json:"crl"`
+	LiveKick            bool     `json:"liveKick"`
+	Limits              string   `json:"limits"`
+	RevocationLatency   string   `json:"revocationLatency"`
+}
+
+func newTargetView(c templates.Capabilities) targetView {
+	schemes := []string{}
+	for _, s := range c.Schemes {
+		schemes = append(schemes, s.String())
+	}
+	return targetView{
+		Name: c.Name, Title: c.Title, Versions: c.Versions, Forms: c.Forms, Schemes: schemes, CertificateIdentity: c.CertificateIdentity,
+		Password: c.Password, Both: c.Both, ClientIDBinding: c.ClientIDBinding, SubscribeControl: c.SubscribeControl, CRL: c.CRL,
+		LiveKick: c.LiveKick, Limits: c.Limits, RevocationLatency: c.RevocationLatency,
 	}
 }
 
@@ -106,6 +136,7 @@ func (a *app) runExport(ctx context.Context, t templates.Target, o exportOptions
 		return err
 	}
 	defer f.Close()
+	defer tidyOut(o.out)()
 	dst, err := durable.CreateDir(o.out)
 	if err != nil {
 		return err

@@ -99,6 +99,7 @@ func (a *app) runInit(ctx context.Context, o initOptions) (err error) {
 	if _, err := a.newPassphrase(); err != nil {
 		return err
 	}
+	defer tidyOut(filepath.Dir(path))()
 	parent, err := durable.CreateDir(filepath.Dir(path))
 	if err != nil {
 		return err

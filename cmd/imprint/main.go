@@ -215,7 +215,7 @@ func exitCode(err error) int {
 	case is[configError](err), errors.Is(err, inventory.ErrForeign), errors.Is(err, inventory.ErrVersion):
 		return exitConfig
 	case errors.Is(err, inventory.ErrFull), errors.Is(err, inventory.ErrStopped), errors.Is(err, inventory.ErrCorrupt),
-		errors.Is(err, templates.ErrManifest):
+		errors.Is(err, templates.ErrManifest), is[backupError](err):
 		return exitIO
 	case errors.Is(err, enroll.ErrRejected), is[*intake.ImportError](err), is[*inventory.InvalidError](err),
 		is[*ca.RequestError](err), is[*ca.ConfigError](err), is[*topic.PolicyError](err),

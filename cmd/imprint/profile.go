@@ -227,16 +227,21 @@ rights follow the new policy at the next export.
 				return err
 			}
 			defer f.Close()
+			stored := []string{}
 			for _, p := range profiles {
-				if err := f.PutProfile(cmd.Context(), actor(), reason, p); err != nil {
-					return err
+				if err = f.PutProfile(cmd.Context(), actor(), reason, p); err != nil {
+					break
 				}
 				for _, finding := range p.Policy.Lint() {
 					a.warn(fmt.Sprintf("profile %s: %s", p.Name, finding))
 				}
-				a.say("profile %s stored", p.Name)
+				stored = append(stored, p.Name)
 			}
-			return nil
+			return errors.Join(err, a.print(map[string]any{"stored": stored}, func(w io.Writer) {
+				for _, name := range stored {
+					_, _ = fmt.Fprintf(w, "profile %s stored\n", name)
+				}
+			}))
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "`text` for the audit log")

@@ -2,15 +2,18 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/term"
 
-	"github.com/imprint-iot/imprint/inventory/durable"
+	"github.com/imprint-iot/imprint/ca"
+	"github.com/imprint-iot/imprint/inventory"
 )
 
 // credentialName is the name of the passphrase among the credentials that systemd
@@ -94,16 +97,12 @@ func (a *app) prompt(f *os.File, text string) ([]byte, error) {
 // maxPassphrase is the longest file a passphrase is read from, in bytes.
 const maxPassphrase = 1024
 
-// passphraseFrom reads the first line of a file.
+// passphraseFrom reads the first line of a file. One that cannot be read is a wrong
+// configuration.
 func passphraseFrom(path string) ([]byte, error) {
-	dir, err := durable.OpenDir(filepath.Dir(path))
+	b, err := readFile(path, maxPassphrase)
 	if err != nil {
-		return nil, fmt.Errorf("reading passphrase: %w", err)
-	}
-	defer func() { _ = dir.Close() }()
-	b, err := dir.ReadFile(filepath.Base(path), maxPassphrase)
-	if err != nil {
-		return nil, fmt.Errorf("reading passphrase: %w", err)
+		return nil, configErrorf("passphrase file %w", err)
 	}
 	line, _, _ := bytes.Cut(b, []byte("\n"))
 	line = bytes.TrimSuffix(line, []byte("\r"))
@@ -111,4 +110,32 @@ func passphraseFrom(path string) ([]byte, error) {
 		return nil, configErrorf("passphrase file %s: its first line is empty", path)
 	}
 	return line, nil
+}
+
+// knownPassphrase is the passphrase that opens the keys of the fleet's issuers: what
+// is encrypted with it can be opened later. A fleet that keeps no such key, as one
+// with a token, gets a new one.
+func (f *fleet) knownPassphrase(ctx context.Context) ([]byte, error) {
+	issuers, err := f.issuers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, iss := range issuers {
+		file, ok := strings.CutPrefix(iss.Key, relativeKey)
+		if !ok || iss.State == inventory.IssuerPending.String() {
+			continue
+		}
+		if _, err := f.dir.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			continue // as the root's, which is kept offline
+		}
+		key, err := ca.OpenKey(ctx, f.keyURI(iss.Key), f.app.askPassphrase)
+		if err != nil {
+			return nil, err
+		}
+		if err := key.Close(); err != nil {
+			return nil, err
+		}
+		return f.app.askPassphrase()
+	}
+	return f.app.newPassphrase()
 }
