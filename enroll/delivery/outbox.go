@@ -211,7 +211,7 @@ func (o *Outbox) begin() error {
 		return err
 	}
 	if o.spool, err = o.parent.Mkdir(o.name); err != nil {
-		return err
+		return errors.Join(err, o.cfg.Keys.Remove(o.keyName))
 	}
 	o.identity = identity
 	return nil
