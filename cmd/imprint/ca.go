@@ -411,6 +411,9 @@ func newRootImportCommand(a *app) *cobra.Command {
 				return err
 			}
 			defer f.Close()
+			if err := f.openPending(cmd.Context(), certs[0]); err != nil {
+				return err
+			}
 			rec, err := f.InstallIssuer(cmd.Context(), actor(), certs[0].Raw)
 			if err != nil {
 				return err
@@ -423,4 +426,33 @@ func newRootImportCommand(a *app) *cobra.Command {
 			})
 		},
 	}
+}
+
+// openPending proves that the key of the issuer that waits for a certificate opens.
+// It is needed for the first CRL, when there is no way back.
+func (f *fleet) openPending(ctx context.Context, cert *x509.Certificate) error {
+	spki, err := ca.SPKIHash(cert.PublicKey)
+	if err != nil {
+		return err
+	}
+	uri := ""
+	err = f.store.Read(ctx, func(in inventory.Reader) error {
+		for iss, err := range in.Issuers() {
+			if err != nil {
+				return err
+			}
+			if iss.State == inventory.IssuerPending && iss.SPKI == spki {
+				uri = iss.Key
+			}
+		}
+		return nil
+	})
+	if err != nil || uri == "" {
+		return err
+	}
+	key, err := ca.OpenKey(ctx, f.keyURI(uri), f.app.askPassphrase)
+	if err != nil {
+		return err
+	}
+	return key.Close()
 }

@@ -320,6 +320,15 @@ func TestInterrupt(t *testing.T) {
 		entries, err := os.ReadDir(s.path("bundles"))
 		return err == nil && len(entries) > 1
 	})
+	for _, name := range []string{"cmdline", "environ"} { // proc(5): what others can see, and what is handed down
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", c.Process.Pid, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b) == 0 || bytes.Contains(b, []byte(passphrase)) {
+			t.Errorf("%s: %d bytes; the passphrase must not be among them", name, len(b))
+		}
+	}
 	if err := c.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,25 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"go/ast"
 	"go/token"
+	"io/fs"
+	"os"
 	"path"
 	"strings"
+	"syscall"
 	"testing"
+
+	"github.com/imprint-iot/imprint/ca"
+	"github.com/imprint-iot/imprint/enroll"
+	"github.com/imprint-iot/imprint/enroll/intake"
+	"github.com/imprint-iot/imprint/inventory"
+	"github.com/imprint-iot/imprint/inventory/durable"
+	"github.com/imprint-iot/imprint/inventory/topic"
+	"github.com/imprint-iot/imprint/templates"
 )
 
 // Errors that exitCode does not name, and why it gives the right answer all the
@@ -98,4 +112,35 @@ func exportedErrors(t *testing.T, p goPackage) []string {
 		}
 	}
 	return names
+}
+
+// TestExitCodes holds the table of exitHelp, through whatever an error is wrapped in.
+func TestExitCodes(t *testing.T) {
+	for want, errs := range map[int][]error{
+		exitUsage: {usageErrorf("x")},
+		exitData: {
+			enroll.ErrRejected, &intake.ImportError{}, &inventory.InvalidError{}, &ca.RequestError{}, &ca.ConfigError{}, &topic.PolicyError{},
+			&topic.SyntaxError{}, &templates.InexpressibleError{}, &templates.EntryError{}, inventory.ErrNotFound, durable.ErrTooLarge, durable.ErrNotRegular,
+		},
+		exitUnavailable: {ca.ErrKeyUnavailable, ca.ErrExpired, enroll.ErrNoIssuer, templates.ErrStale},
+		exitInternal:    {errors.New("nobody thought of it"), &ca.LintError{}, ca.ErrSpent, templates.ErrParseBack},
+		exitIO: {
+			inventory.ErrFull, inventory.ErrStopped, inventory.ErrCorrupt, templates.ErrManifest, backupError{}, syscall.ENOSPC,
+			&fs.PathError{Err: syscall.EROFS}, &os.LinkError{Err: syscall.EIO}, &inventory.ChainError{},
+		},
+		exitBusy:        {&durable.InUseError{PID: 1}},
+		exitRefused:     {enroll.ErrDenied, inventory.ErrConflict, templates.ErrShrink, ca.ErrPassphrase, ca.ErrKeyRefused, ca.ErrKeyExists, enroll.ErrNotRecorded, fs.ErrExist},
+		exitConfig:      {configErrorf("x"), inventory.ErrForeign, inventory.ErrVersion},
+		exitInterrupted: {context.Canceled},
+	} {
+		for _, err := range errs {
+			wrapped := fmt.Errorf("doing it: %w", errors.Join(err, errors.New("closing it")))
+			if got := exitCode(wrapped); got != want {
+				t.Errorf("%T (%v): exit code %d, want %d", err, err, got, want)
+			}
+			if want != exitInternal && !strings.Contains(exitHelp, fmt.Sprintf(" %d ", want)) {
+				t.Errorf("exit code %d is not in the help", want)
+			}
+		}
+	}
 }
