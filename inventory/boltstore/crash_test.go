@@ -33,7 +33,7 @@ func TestCrashChild(t *testing.T) {
 	}
 	s := open(t, config(t, dir))
 	run := os.Getpid()
-	fmt.Println("ready")
+	_, _ = fmt.Fprintln(os.Stdout, "ready")
 	if os.Getenv(crashDir+"_WAIT") != "" {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		return
@@ -47,10 +47,10 @@ func TestCrashChild(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				fmt.Println("ack enrolled", id)
+				_, _ = fmt.Fprintln(os.Stdout, "ack enrolled", id)
 				if i%4 == 3 {
 					end(t, s, id, inventory.Revoked, inventory.KeyCompromise)
-					fmt.Println("ack revoked", id)
+					_, _ = fmt.Fprintln(os.Stdout, "ack revoked", id)
 				}
 			}
 		})
