@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"net/netip"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory/topic"
@@ -175,6 +176,65 @@ func DecodeRevocation(b []byte) (Revocation, error) {
 	return v, nil
 }
 
+// DecodeToken reads the stored form of a token. The result shares no memory with
+// b. The error wraps [ErrCorrupt] or [ErrVersion].
+func DecodeToken(b []byte) (Token, error) {
+	r := reader{b: b, text: string(b)}
+	var t Token
+	t.Revision = r.header(tokenRecord)
+	r.fixed(t.Hash[:])
+	t.Role = Role(r.byte())
+	t.Name = r.string()
+	t.Limit = r.uint32()
+	t.Uses = r.uint32()
+	if n := r.count(1); n > 0 {
+		t.Devices = make([]DeviceID, n)
+		for i := range t.Devices {
+			t.Devices[i] = DeviceID(r.string())
+		}
+	}
+	t.Prefix = r.string()
+	t.Profile = r.string()
+	t.Group = r.string()
+	t.Station = DeviceID(r.string())
+	if n := r.count(1); n > 0 {
+		t.Networks = make([]netip.Prefix, n)
+		for i := range t.Networks {
+			t.Networks[i] = r.prefix()
+		}
+	}
+	t.PerMinute = r.uint32()
+	t.Approve = r.bool()
+	t.Replace = r.bool()
+	t.NotBefore = r.time()
+	t.Expires = r.time()
+	t.Created = r.time()
+	t.CreatedBy = r.string()
+	t.RevokedAt = r.time()
+	if err := r.end("token"); err != nil {
+		return Token{}, err
+	}
+	return t, nil
+}
+
+// DecodeApproval reads the stored form of an approval. The result shares no
+// memory with b. The error wraps [ErrCorrupt] or [ErrVersion].
+func DecodeApproval(b []byte) (Approval, error) {
+	r := reader{b: b}
+	var a Approval
+	a.Revision = r.header(approvalRecord)
+	r.fixed(a.Key[:])
+	a.Device = DeviceID(r.string())
+	a.State = ApprovalState(r.byte())
+	a.Asked = r.string()
+	a.Created = r.time()
+	a.Decided = r.time()
+	if err := r.end("approval"); err != nil {
+		return Approval{}, err
+	}
+	return a, nil
+}
+
 // DecodeKeyUse reads the stored form of what is known of a key. The result
 // shares no memory with b. The error wraps [ErrCorrupt] or [ErrVersion].
 func DecodeKeyUse(b []byte) (KeyUse, error) {
@@ -311,6 +371,16 @@ func (r *reader) time() time.Time {
 }
 
 func unzigzag(n uint64) int64 { return int64(n>>1) ^ -int64(n&1) }
+
+// prefix reads a network, which must be in the form that it is written in.
+func (r *reader) prefix() netip.Prefix {
+	text := r.string()
+	p, err := netip.ParsePrefix(text)
+	if r.err == nil && (err != nil || p.String() != text) {
+		r.fail()
+	}
+	return p
+}
 
 // kind reads version and kind.
 func (r *reader) kind(want byte) {

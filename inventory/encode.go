@@ -32,14 +32,16 @@ const (
 	eventRecord      = 'E'
 	revocationRecord = 'R'
 	keyRecord        = 'K'
+	tokenRecord      = 'T'
+	approvalRecord   = 'A'
 	blockedRecord    = 'B' // in a digest only
+	useRecord        = 'U' // in a digest only
 )
 
 // revisionAt is where the revision of a record is, if it has one.
 const revisionAt = 2
 
-// PutRevision sets the revision in the stored form of a [Device], [Credential],
-// [Profile] or [Issuer], so that a store can encode a record before it knows the
+// PutRevision sets the revision in the stored form of a record that has one, so that a store can encode a record before it knows the
 // number of the change.
 func PutRevision(record []byte, revision uint64) {
 	binary.BigEndian.PutUint64(record[revisionAt:], revision)
@@ -189,6 +191,55 @@ func (r *Revocation) AppendBinary(b []byte) ([]byte, error) {
 	return appendTime(b, r.NotAfter), nil
 }
 
+// AppendBinary appends the stored form of t to b. A time that is not in whole
+// seconds is an [*InvalidError].
+func (t *Token) AppendBinary(b []byte) ([]byte, error) {
+	if err := wholeSeconds("token", t.NotBefore, t.Expires, t.Created, t.RevokedAt); err != nil {
+		return b, err
+	}
+	b = appendHeader(b, tokenRecord, t.Revision)
+	b = append(b, t.Hash[:]...)
+	b = append(b, byte(t.Role))
+	b = appendText(b, t.Name)
+	b = binary.AppendUvarint(b, uint64(t.Limit))
+	b = binary.AppendUvarint(b, uint64(t.Uses))
+	b = binary.AppendUvarint(b, uint64(len(t.Devices)))
+	for _, id := range t.Devices {
+		b = appendText(b, string(id))
+	}
+	b = appendText(b, t.Prefix)
+	b = appendText(b, t.Profile)
+	b = appendText(b, t.Group)
+	b = appendText(b, string(t.Station))
+	b = binary.AppendUvarint(b, uint64(len(t.Networks)))
+	for _, p := range t.Networks {
+		b = appendText(b, p.String())
+	}
+	b = binary.AppendUvarint(b, uint64(t.PerMinute))
+	b = appendBool(b, t.Approve)
+	b = appendBool(b, t.Replace)
+	b = appendTime(b, t.NotBefore)
+	b = appendTime(b, t.Expires)
+	b = appendTime(b, t.Created)
+	b = appendText(b, t.CreatedBy)
+	return appendTime(b, t.RevokedAt), nil
+}
+
+// AppendBinary appends the stored form of a to b. A time that is not in whole
+// seconds is an [*InvalidError].
+func (a *Approval) AppendBinary(b []byte) ([]byte, error) {
+	if err := wholeSeconds("approval", a.Created, a.Decided); err != nil {
+		return b, err
+	}
+	b = appendHeader(b, approvalRecord, a.Revision)
+	b = append(b, a.Key[:]...)
+	b = appendText(b, string(a.Device))
+	b = append(b, byte(a.State))
+	b = appendText(b, a.Asked)
+	b = appendTime(b, a.Created)
+	return appendTime(b, a.Decided), nil
+}
+
 // AppendBinary appends the stored form of u to b.
 func (u *KeyUse) AppendBinary(b []byte) ([]byte, error) {
 	b = append(b, recordVersion, keyRecord)
@@ -236,6 +287,19 @@ func (c *Change) Digest() (Hash, error) {
 			return Hash{}, err
 		}
 	}
+	for i := range c.Tokens {
+		if err := add(&c.Tokens[i]); err != nil {
+			return Hash{}, err
+		}
+	}
+	for _, u := range c.TokenUses {
+		d.AddUse(u)
+	}
+	for i := range c.Approvals {
+		if err := add(&c.Approvals[i]); err != nil {
+			return Hash{}, err
+		}
+	}
 	return d.Sum(), nil
 }
 
@@ -258,6 +322,14 @@ func (d *Digest) AddBlocked(k SPKI) {
 	var b [2 + len(k)]byte
 	b[0], b[1] = recordVersion, blockedRecord
 	copy(b[2:], k[:])
+	d.Add(b[:])
+}
+
+// AddUse adds one element of [Change.TokenUses].
+func (d *Digest) AddUse(u TokenUse) {
+	var b [2 + len(u.Token)]byte
+	b[0], b[1] = recordVersion, useRecord
+	copy(b[2:], u.Token[:])
 	d.Add(b[:])
 }
 

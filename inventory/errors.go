@@ -74,6 +74,8 @@ const (
 	SerialTaken
 	// BadTransition: the record cannot go from the state it is in to the new one.
 	BadTransition
+	// TokenSpent: the token buys nothing more, or is revoked.
+	TokenSpent
 )
 
 // A ConflictError reports which record refused a [Change], and why. It wraps
@@ -100,6 +102,8 @@ func (e *ConflictError) Error() string {
 		why = "already used"
 	case BadTransition:
 		why = "not possible in this state"
+	case TokenSpent:
+		why = "used up or revoked"
 	default:
 		why = "conflict"
 	}

@@ -68,6 +68,18 @@ type Reader interface {
 	Profiles() iter.Seq2[Profile, error]
 	Issuers() iter.Seq2[Issuer, error]
 
+	// Token returns one token by its hash, or [ErrNotFound].
+	Token(hash Hash) (Token, error)
+
+	// Tokens yields the tokens with an ID, or all of them if it is "", in the
+	// order of their IDs. Two tokens with one ID are possible, and unlikely.
+	Tokens(id TokenID) iter.Seq2[Token, error]
+
+	// Approval returns the approval of a key, or [ErrNotFound]; Approvals yields
+	// all there are, by key.
+	Approval(k SPKI) (Approval, error)
+	Approvals() iter.Seq2[Approval, error]
+
 	// Events yields the audit log from the event with the number from on; 0 and
 	// 1 mean from the first.
 	Events(from uint64) iter.Seq2[Event, error]
@@ -83,4 +95,7 @@ type Change struct {
 	Issuers     []Issuer
 	BlockedKeys []SPKI       // may never be certified again
 	Revocations []Revocation // of certificates that are not in this inventory, as after a restore
+	Tokens      []Token      // made or revoked
+	TokenUses   []TokenUse   // each token once
+	Approvals   []Approval
 }

@@ -26,6 +26,16 @@ func (c *Change) Validate() error {
 			return err
 		}
 	}
+	for i := range c.Tokens {
+		if err := c.Tokens[i].Validate(); err != nil {
+			return err
+		}
+	}
+	for i := range c.Approvals {
+		if err := c.Approvals[i].Validate(); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -82,6 +82,9 @@ func (t *turn) run() error {
 			return err
 		}
 	}
+	if err := t.tokens(); err != nil {
+		return err
+	}
 	return t.event(c.Event)
 }
 
@@ -113,6 +116,21 @@ func once(c *inventory.Change) error {
 	}
 	for i := range c.Issuers {
 		if err := twice(issuerKey(c.Issuers[i].Name)); err != nil {
+			return err
+		}
+	}
+	for i := range c.Tokens {
+		if err := twice(tokenKey(c.Tokens[i].Hash)); err != nil {
+			return err
+		}
+	}
+	for _, u := range c.TokenUses {
+		if err := twice(tokenKey(u.Token)); err != nil {
+			return err
+		}
+	}
+	for i := range c.Approvals {
+		if err := twice(approvalKey(c.Approvals[i].Key)); err != nil {
 			return err
 		}
 	}

@@ -23,6 +23,8 @@ import (
 //	by group     group, 0, device                    -
 //	profile      name                                inventory.Profile
 //	issuer       name                                inventory.Issuer
+//	token        hash                                inventory.Token
+//	approval     SPKI                                inventory.Approval
 //	device       device                              inventory.Device
 //	credential   device, 0, kind, generation         inventory.Credential
 //	event        number                              inventory.Event
@@ -44,6 +46,8 @@ const (
 	kindByGroup    byte = 0x52
 	kindProfile    byte = 0x60
 	kindIssuer     byte = 0x61
+	kindToken      byte = 0x62
+	kindApproval   byte = 0x63
 	kindDevice     byte = 0x70
 	kindCredential byte = 0x80
 	kindEvent      byte = 0xF0
@@ -77,6 +81,10 @@ func kindName(kind byte) string {
 		return "profile"
 	case kindIssuer:
 		return "issuer"
+	case kindToken:
+		return "token"
+	case kindApproval:
+		return "approval"
 	case kindDevice:
 		return "device"
 	case kindCredential:
@@ -104,6 +112,10 @@ func recordName(key []byte) string {
 	case kindCredential:
 		if id, kind, gen, ok := cutCredential(rest); ok {
 			return fmt.Sprintf("%s credential %d of device %q", kind, gen, id)
+		}
+	case kindToken:
+		if len(rest) >= 8 {
+			return fmt.Sprintf("token %x", rest[:8])
 		}
 	case kindEvent:
 		if len(rest) == 8 {
@@ -166,6 +178,10 @@ func revocationKey(issuer inventory.KeyID, serial inventory.Serial) []byte {
 func profileKey(name string) []byte { return append([]byte{kindProfile}, name...) }
 
 func issuerKey(name string) []byte { return append([]byte{kindIssuer}, name...) }
+
+func tokenKey(hash inventory.Hash) []byte { return append([]byte{kindToken}, hash[:]...) }
+
+func approvalKey(k inventory.SPKI) []byte { return append([]byte{kindApproval}, k[:]...) }
 
 func eventKey(seq uint64) []byte { return binary.BigEndian.AppendUint64([]byte{kindEvent}, seq) }
 
