@@ -84,8 +84,19 @@ func nodeDifference(a, b Node) string {
 		cmp.Or(a.CertificatePort, DefaultCertificatePort) != cmp.Or(b.CertificatePort, DefaultCertificatePort),
 		cmp.Or(a.PasswordPort, DefaultPasswordPort) != cmp.Or(b.PasswordPort, DefaultPasswordPort):
 		return "listening address"
+	case !sameAdmin(a.Admin, b.Admin):
+		return "account of the local administrator"
 	}
 	return ""
+}
+
+// sameAdmin compares where the administrator connects. Which verifiers a target
+// reads is its own affair, so of those only that there are some counts.
+func sameAdmin(a, b *Admin) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Socket == b.Socket && (len(a.Verifiers) > 0) == (len(b.Verifiers) > 0)
 }
 
 func entryDifference(a, b *Entry) string {

@@ -89,7 +89,10 @@ func (s *stage) create(name string, mode fs.FileMode) error {
 
 // commit makes the files of the plan whole and durable in the stage.
 func (s *stage) commit() error {
-	uid, gid, give := owner(s.root)
+	uid, gid, give, err := owner(s.root)
+	if err != nil {
+		return err
+	}
 	for _, p := range s.plan {
 		if err := s.commitFile(p.Name, uid, gid, give); err != nil {
 			return err
@@ -142,7 +145,7 @@ func (s *stage) unchanged(info FileInfo) bool {
 	if err != nil || have.Mode() != info.Mode || have.Size() != info.Bytes {
 		return false
 	}
-	if uid, gid, give := owner(s.root); give && !ownedBy(have, uid, gid) {
+	if uid, gid, give, err := owner(s.root); err != nil || give && !ownedBy(have, uid, gid) {
 		return false
 	}
 	sum, _, err := hashFile(s.dst.FS(), info.Name)
@@ -176,7 +179,10 @@ func (s *stage) writeManifest(m *Manifest, o Options) (*Manifest, error) {
 	} else if err := s.dst.Remove(SignatureName); err != nil {
 		return nil, err
 	}
-	uid, gid, give := owner(s.root)
+	uid, gid, give, err := owner(s.root)
+	if err != nil {
+		return nil, err
+	}
 	for _, f := range files {
 		if err := s.create(f.name, 0o644); err != nil {
 			return nil, err
