@@ -21,6 +21,7 @@ const (
 	maxRDNs       = 16 // in the subject
 	maxAttributes = 16
 	maxExtensions = 32
+	maxChallenge  = 255
 	maxCommonName = 64 // ub-common-name, RFC 5280 appendix A.1
 )
 
@@ -42,6 +43,20 @@ type Request struct {
 	// ASCII. They go into no certificate. They are here so that a request for
 	// somebody else can be refused; see [Request.Match].
 	Names []string
+
+	// Subject is the whole subject, a Name in DER, and SAN the requested subject
+	// alternative name, GeneralNames in DER, nil if there is none, both as they
+	// were received. EST holds a renewal to them (RFC 7030 §4.2.2).
+	Subject []byte
+	SAN     []byte
+
+	// Challenge is the challengePassword attribute (RFC 2985 §5.4.1), printable
+	// ASCII, "" if there is none. It links the request to a TLS connection
+	// (RFC 7030 §3.5) and is no secret of imprint's.
+	Challenge string
+
+	// ChangeSubjectName says that the request has that attribute (RFC 6402 §2.8).
+	ChangeSubjectName bool
 
 	spki []byte // DER, as received
 }
@@ -111,8 +126,21 @@ func ParseRequest(data []byte, policy KeyPolicy) (*Request, error) {
 	if refused := c.checkSignature(pub); refused != nil {
 		return nil, refused
 	}
-	r.Names = c.names
+	r.Names, r.Challenge, r.ChangeSubjectName = c.names, c.challenge, c.changeName
+	r.Subject, r.SAN = bytes.Clone(c.name), bytes.Clone(c.san)
 	return r, nil
+}
+
+// Allowed checks the key of a request against another policy than the one that
+// the request was parsed with. The error is a [*RequestError].
+func (r *Request) Allowed(policy KeyPolicy) error {
+	if refused := policy.check(r.PublicKey); refused != nil {
+		return refused
+	}
+	if refused := policy.checkBlocked(r.SPKI); refused != nil {
+		return refused
+	}
+	return nil
 }
 
 // requestDER takes the request out of its PEM, if it is in PEM, and recognises a
@@ -165,12 +193,16 @@ func looksPrivate(der []byte) bool {
 // A certificationRequest is the outer shape of RFC 2986 §4.
 type certificationRequest struct {
 	info       []byte            // CertificationRequestInfo with tag and length: what is signed
+	name       []byte            // the subject with tag and length
 	subject    cryptobyte.String // inside of the RDNSequence
 	spki       []byte            // with tag and length
 	attributes cryptobyte.String // inside of [0]
 	algorithm  cryptobyte.String // inside of the AlgorithmIdentifier
 	signature  []byte
 	names      []string
+	san        []byte // value of the extension
+	challenge  string
+	changeName bool
 }
 
 // readRequest takes a request apart: DER only, version 0, nothing left over.
@@ -195,7 +227,12 @@ func readRequest(der []byte) (*certificationRequest, *RequestError) {
 	if !info.ReadASN1Integer(&version) || version != 0 {
 		return malformed("version, want 0")
 	}
-	if !info.ReadASN1(&c.subject, cbasn1.SEQUENCE) {
+	var name cryptobyte.String
+	if !info.ReadASN1Element(&name, cbasn1.SEQUENCE) {
+		return malformed("subject")
+	}
+	c.name = name
+	if !name.ReadASN1(&c.subject, cbasn1.SEQUENCE) {
 		return malformed("subject")
 	}
 	var spki cryptobyte.String

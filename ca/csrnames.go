@@ -17,7 +17,7 @@ func (c *certificationRequest) claimedNames() ([]string, *RequestError) {
 	if refused != nil {
 		return nil, refused
 	}
-	names, refused := readAttributes(c.attributes)
+	names, refused := c.readAttributes()
 	if refused != nil {
 		return nil, refused
 	}
@@ -75,12 +75,14 @@ func printable(b []byte) bool {
 
 // readAttributes walks the attributes of a request (RFC 2986 §4.1) and returns
 // the names in its extension request (RFC 2985 §5.4.2, of which there may be
-// one). The attributes themselves are dropped, whatever they are.
-func readAttributes(attributes cryptobyte.String) ([]string, *RequestError) {
+// one). Of the other attributes two are noted, and the rest are dropped, whatever
+// they are.
+func (c *certificationRequest) readAttributes() ([]string, *RequestError) {
 	var names []string
-	requests, n := 0, 0
-	for !attributes.Empty() {
-		if n++; n > maxAttributes {
+	seen := make(map[string]bool)
+	attributes := c.attributes
+	for n := 0; !attributes.Empty(); n++ {
+		if n == maxAttributes {
 			return nil, refuse(Malformed, "more than %d attributes", maxAttributes)
 		}
 		var attribute, values, first cryptobyte.String
@@ -91,27 +93,80 @@ func readAttributes(attributes cryptobyte.String) ([]string, *RequestError) {
 			!values.ReadAnyASN1Element(&first, &tag) {
 			return nil, refuse(Malformed, "an attribute is not in DER")
 		}
-		if !oid.Equal(oidExtensionRequest) && !oid.Equal(oidMicrosoftExtensions) {
+		kind := attributeKind(oid)
+		if kind == "" {
 			continue
 		}
-		if requests++; requests > 1 || !values.Empty() {
-			return nil, refuse(Malformed, "more than one extension request")
+		if seen[kind] || !values.Empty() {
+			return nil, refuse(Malformed, "more than one %s", kind)
 		}
-		var extensions cryptobyte.String
-		if !first.ReadASN1(&extensions, cbasn1.SEQUENCE) {
-			return nil, refuse(Malformed, "extension request is not a SEQUENCE")
-		}
+		seen[kind] = true
 		var refused *RequestError
-		if names, refused = readExtensions(extensions); refused != nil {
+		switch kind {
+		case extensionRequest:
+			names, refused = c.readExtensionRequest(first)
+		case challengePassword:
+			refused = c.readChallenge(first)
+		case changeSubjectName:
+			c.changeName = true
+		}
+		if refused != nil {
 			return nil, refused
 		}
 	}
 	return names, nil
 }
 
+// The attributes that are looked at.
+const (
+	extensionRequest  = "extension request"
+	challengePassword = "challengePassword"
+	changeSubjectName = "ChangeSubjectName"
+)
+
+func attributeKind(oid asn1.ObjectIdentifier) string {
+	switch {
+	case oid.Equal(oidExtensionRequest), oid.Equal(oidMicrosoftExtensions):
+		return extensionRequest
+	case oid.Equal(oidChallengePassword):
+		return challengePassword
+	case oid.Equal(oidChangeSubjectName):
+		return changeSubjectName
+	}
+	return ""
+}
+
+// readChallenge reads a challengePassword (RFC 2985 §5.4.1): a DirectoryString of
+// at most 255 characters.
+func (c *certificationRequest) readChallenge(value cryptobyte.String) *RequestError {
+	var text cryptobyte.String
+	var tag cbasn1.Tag
+	if !value.ReadAnyASN1(&text, &tag) || !value.Empty() {
+		return refuse(Malformed, "challengePassword is not in DER")
+	}
+	switch tag {
+	case cbasn1.PrintableString, cbasn1.UTF8String, cbasn1.IA5String, cbasn1.T61String:
+	default:
+		return refuse(Malformed, "challengePassword is not a string")
+	}
+	if len(text) == 0 || len(text) > maxChallenge || !printable(text) {
+		return refuse(Malformed, "challengePassword, want 1 to %d printable ASCII characters", maxChallenge)
+	}
+	c.challenge = string(text)
+	return nil
+}
+
+func (c *certificationRequest) readExtensionRequest(value cryptobyte.String) ([]string, *RequestError) {
+	var extensions cryptobyte.String
+	if !value.ReadASN1(&extensions, cbasn1.SEQUENCE) {
+		return nil, refuse(Malformed, "extension request is not a SEQUENCE")
+	}
+	return c.readExtensions(extensions)
+}
+
 // readExtensions walks requested extensions and returns the subject alternative
 // names. No extension may appear twice (RFC 5280 §4.2).
-func readExtensions(extensions cryptobyte.String) ([]string, *RequestError) {
+func (c *certificationRequest) readExtensions(extensions cryptobyte.String) ([]string, *RequestError) {
 	var names []string
 	seen := make(map[string]bool)
 	for !extensions.Empty() {
@@ -132,6 +187,7 @@ func readExtensions(extensions cryptobyte.String) ([]string, *RequestError) {
 		if !oid.Equal(oidSubjectAltName) {
 			continue
 		}
+		c.san = value
 		var refused *RequestError
 		if names, refused = readAltNames(value); refused != nil {
 			return nil, refused

@@ -94,6 +94,13 @@ type KeyPolicy struct {
 	Blocked func(spki [32]byte) bool
 }
 
+// AnyKey is the widest policy there is: every algorithm that some profile may
+// allow. It is for requests whose profile is not known yet; see
+// [Request.Allowed].
+func AnyKey() KeyPolicy {
+	return KeyPolicy{Allow: []KeyAlgorithm{P256, P384, P521, Ed25519, RSA2048, RSA3072, RSA4096}}
+}
+
 func (p KeyPolicy) allow() []KeyAlgorithm {
 	if len(p.Allow) == 0 {
 		return []KeyAlgorithm{P256, P384}

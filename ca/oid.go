@@ -36,7 +36,11 @@ var (
 
 	// Attributes of a request: RFC 2985 §5.4.2, and the older one of Windows.
 	oidExtensionRequest    = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
+	oidChallengePassword   = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}
 	oidMicrosoftExtensions = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 1, 14}
+
+	// ChangeSubjectName, RFC 6402 §2.8.
+	oidChangeSubjectName = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 7, 36}
 
 	// Keys: RFC 3279 §2.3, RFC 5480 §2.1.1, RFC 8410 §3.
 	oidRSA         = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}

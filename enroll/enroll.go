@@ -40,6 +40,9 @@ type Config struct {
 	// every device, because a broker of the fleet reads nothing else.
 	Schemes []inventory.Scheme
 
+	// Makers are the CAs of others whose birth certificates let devices enroll.
+	Makers []Maker
+
 	// CRLValidity is how long a CRL is good: nextUpdate - thisUpdate. Zero means
 	// 7 days.
 	CRLValidity time.Duration
@@ -55,6 +58,9 @@ type Registrar struct {
 	mu       sync.Mutex
 	issuers  map[string]*ca.Issuer   // by name
 	profiles map[string]*issuingRule // by name
+	latest   time.Time               // the latest time that was decided on
+
+	pace pace
 }
 
 // issuingRule is a device profile made ready for use.
@@ -88,7 +94,18 @@ func New(cfg Config) (*Registrar, error) {
 	return &Registrar{cfg: cfg, issuers: map[string]*ca.Issuer{}, profiles: map[string]*issuingRule{}}, nil
 }
 
-func (r *Registrar) now() time.Time { return inventory.UTC(r.cfg.Now()) }
+// now is the time that a date is decided on. It never goes back, whatever the
+// clock does, so that what has expired stays so.
+func (r *Registrar) now() time.Time {
+	now := inventory.UTC(r.cfg.Now())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now.Before(r.latest) {
+		return r.latest
+	}
+	r.latest = now
+	return now
+}
 
 // open returns the issuer with its key, opening it the first time.
 func (r *Registrar) open(ctx context.Context, iss inventory.Issuer) (*ca.Issuer, error) {

@@ -85,7 +85,7 @@ func decide[T any](fn func() (T, error)) (T, error) {
 			if serials++; serials == serialTries {
 				return v, fmt.Errorf("drew %d serial numbers in a row that were used before, the random source is broken: %w", serials, err)
 			}
-		case ok && (c.Why == inventory.Stale || c.Why == inventory.Exists):
+		case ok && (c.Why == inventory.Stale || c.Why == inventory.Exists || c.Why == inventory.TokenSpent):
 			if stale++; stale == staleTries {
 				return v, err
 			}
@@ -108,7 +108,7 @@ func (r *Registrar) enroll(ctx context.Context, q Request, f *facts) (*Enrollmen
 		return r.again(f, have)
 	}
 	if f.has(inventory.CertificateCredential, now) && !q.Rekey {
-		return nil, fmt.Errorf("device %s has a certificate already, for another key: %w", f.device.ID, ErrDenied)
+		return nil, &CertifiedError{Device: f.device.ID}
 	}
 	issuer, err := r.open(ctx, f.issuer)
 	if err != nil {
@@ -187,21 +187,7 @@ func (r *Registrar) keyFor(ctx context.Context, f *facts, csr []byte) (deviceKey
 	if err := req.Match(string(f.device.ID)); err != nil {
 		return deviceKey{}, fmt.Errorf("device %s: %w", f.device.ID, err)
 	}
-	if name := f.caKeys[req.SPKI]; name != "" {
-		return deviceKey{}, fmt.Errorf("device %s: %w", f.device.ID, &ca.RequestError{Reason: ca.BlockedKey, Detail: "it is the key of issuer " + name})
-	}
-	err = r.cfg.Store.Read(ctx, func(in inventory.Reader) error {
-		use, err := in.Key(req.SPKI)
-		switch {
-		case err != nil:
-			return err
-		case use.Blocked:
-			return &ca.RequestError{Reason: ca.BlockedKey, Detail: "the key has been compromised"}
-		case use.Device != "" && use.Device.Canonical() != f.device.ID.Canonical():
-			return &inventory.ConflictError{Why: inventory.KeyTaken, Record: "key of device " + string(f.device.ID), Detail: "it is certified for " + string(use.Device) + ": a copied flash image or a bad random source"}
-		}
-		return nil
-	})
+	err = r.cfg.Store.Read(ctx, func(in inventory.Reader) error { return keyIsFree(in, f, req) })
 	return deviceKey{request: req}, err
 }
 
@@ -224,8 +210,17 @@ type issued struct {
 	credentials []inventory.Credential
 }
 
-// issue builds, lints and signs, in memory.
+// issue makes all the credentials that a device gets, in memory.
 func (r *Registrar) issue(f *facts, issuer *ca.Issuer, key deviceKey, now time.Time) (*issued, error) {
+	made, err := r.certify(f, issuer, key, now)
+	if err == nil {
+		err = r.addPassword(made, f, now)
+	}
+	return made, err
+}
+
+// certify builds, lints and signs, in memory.
+func (r *Registrar) certify(f *facts, issuer *ca.Issuer, key deviceKey, now time.Time) (*issued, error) {
 	dev := f.device
 	rights, err := RightsOf(f.rule.profile, dev)
 	if err != nil {
@@ -251,20 +246,25 @@ func (r *Registrar) issue(f *facts, issuer *ca.Issuer, key deviceKey, now time.T
 		Device: dev.ID, Kind: inventory.CertificateCredential, Generation: f.next(inventory.CertificateCredential),
 		State: inventory.CredentialActive, Certificate: cert, Created: now,
 	})
+	return made, nil
+}
+
+// addPassword makes a password, if the profile has one.
+func (r *Registrar) addPassword(made *issued, f *facts, now time.Time) error {
 	rule := f.rule.profile.Password
-	if rule.None || dev.Kind == inventory.Server {
-		return made, nil
+	if rule.None || f.device.Kind == inventory.Server {
+		return nil
 	}
 	made.Password = NewPassword(rule.Length)
 	verifiers, err := Verifiers(made.Password, r.dearFor(rule))
 	if err != nil {
-		return nil, fmt.Errorf("password of %s: %w", dev.ID, err)
+		return fmt.Errorf("password of %s: %w", f.device.ID, err)
 	}
 	made.credentials = append(made.credentials, inventory.Credential{
-		Device: dev.ID, Kind: inventory.PasswordCredential, Generation: f.next(inventory.PasswordCredential),
+		Device: f.device.ID, Kind: inventory.PasswordCredential, Generation: f.next(inventory.PasswordCredential),
 		State: inventory.CredentialActive, Verifiers: verifiers, Created: now,
 	})
-	return made, nil
+	return nil
 }
 
 // dearFor merges what the fleet and the profile want beyond the cheap schemes.
@@ -289,8 +289,13 @@ func (m *issued) addTo(c *inventory.Change) {
 
 // supersede ends the credentials that the new ones take the place of.
 func supersede(c *inventory.Change, f *facts, by *issued, now time.Time) {
+	supersedeKind(c, f, by, inventory.CertificateCredential, now)
+	supersedeKind(c, f, by, inventory.PasswordCredential, now)
+}
+
+func supersedeKind(c *inventory.Change, f *facts, by *issued, kind inventory.CredentialKind, now time.Time) {
 	for _, old := range f.credentials {
-		if old.State == inventory.CredentialRevoked {
+		if old.Kind != kind || old.State == inventory.CredentialRevoked {
 			continue
 		}
 		end(&old, inventory.CredentialRevoked, inventory.Superseded, now)
@@ -299,7 +304,6 @@ func supersede(c *inventory.Change, f *facts, by *issued, now time.Time) {
 				old.ReplacedBy = by.credentials[i].Generation
 			}
 		}
-		c.Credentials = append(c.Credentials, old)
-		c.Event.Objects = append(c.Event.Objects, credentialObject(&old))
+		f.put(c, old)
 	}
 }
