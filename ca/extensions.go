@@ -31,6 +31,11 @@ func encodeProfile(c Config) (e profileExtensions, err error) {
 		}
 		e.head = append(e.head, pkix.Extension{Id: oidExtKeyUsage, Value: value})
 	}
+	if c.Kind == KindResponder {
+		// RFC 6960 §4.2.2.2.1: the responder's own status is not asked for, or that
+		// would never end. Its life is short instead.
+		e.head = append(e.head, pkix.Extension{Id: oidOCSPNoCheck, Value: []byte{5, 0}})
+	}
 	if c.Kind == KindIDevID {
 		if e.hardwareType, err = parseOID(c.IDevID.HardwareType); err != nil {
 			return e, err
@@ -61,6 +66,8 @@ func purposeOf(k Kind) asn1.ObjectIdentifier {
 		return oidClientAuth
 	case KindServer:
 		return oidServerAuth
+	case KindResponder:
+		return oidOCSPSigning
 	case KindIDevID:
 	}
 	return nil

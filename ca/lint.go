@@ -147,6 +147,8 @@ func lintUsage(c *x509.Certificate, p *Profile) *LintError {
 		want = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	case KindServer:
 		want = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	case KindResponder:
+		want = []x509.ExtKeyUsage{x509.ExtKeyUsageOCSPSigning}
 	case KindIDevID:
 	}
 	switch {

@@ -36,6 +36,10 @@ func lintAltNames(c *x509.Certificate, p *Profile, s Subject, altNames []byte) *
 				return wrong
 			}
 		}
+	case KindResponder:
+		if altNames != nil {
+			return wrong
+		}
 	case KindIDevID:
 		if len(c.URIs)+len(c.DNSNames)+len(c.IPAddresses) > 0 || altNames == nil {
 			return wrong
@@ -67,6 +71,8 @@ func (i *Issuer) lintExtensions(c *x509.Certificate, p *Profile, b *blueprint) *
 			}
 		case e.Id.Equal(oidAuthorityKeyID):
 			value = i.aki.Value
+		case e.Id.Equal(oidOCSPNoCheck) && p.config.Kind == KindResponder:
+			value = []byte{5, 0}
 		case e.Id.Equal(oidExtKeyUsage), e.Id.Equal(oidSubjectKeyID), e.Id.Equal(oidCRLDistribution), e.Id.Equal(oidAuthorityInfo):
 		default:
 			return lintErr("extensions", "%s is not on the list", id)

@@ -16,9 +16,10 @@ type Kind string
 
 // The kinds of a certificate profile.
 const (
-	KindDevice Kind = "device" // operational certificate (LDevID): clientAuth, SAN URI
-	KindServer Kind = "server" // broker or imprint itself: serverAuth, DNS names and addresses
-	KindIDevID Kind = "idevid" // birth certificate, IEEE 802.1AR: hardwareModuleName, no extended key usage
+	KindDevice    Kind = "device"         // operational certificate (LDevID): clientAuth, SAN URI
+	KindServer    Kind = "server"         // broker or imprint itself: serverAuth, DNS names and addresses
+	KindResponder Kind = "ocsp-responder" // imprint itself, when it answers for an issuer: OCSPSigning, no names
+	KindIDevID    Kind = "idevid"         // birth certificate, IEEE 802.1AR: hardwareModuleName, no extended key usage
 )
 
 // A Config is a certificate profile as a person writes it. The zero value is a
@@ -120,6 +121,15 @@ func (p *Profile) Hash() [32]byte { return p.hash }
 // keys; the caller sets Blocked.
 func (p *Profile) KeyPolicy() KeyPolicy { return KeyPolicy{Allow: slices.Clone(p.policy.Allow)} }
 
+// Names are the names in the certificate of a device with an ID: the common name
+// and, if the profile has one, the SAN URI. A request may have them.
+func (p *Profile) Names(id, trustDomain string) []string {
+	if p.config.SANURI == "" || p.config.SANURI == noSANURI {
+		return []string{id}
+	}
+	return []string{id, fillSANURI(p.config.SANURI, id, trustDomain)}
+}
+
 func (c Config) clone() Config {
 	c.Keys = slices.Clone(c.Keys)
 	c.CRLDistributionPoints = slices.Clone(c.CRLDistributionPoints)
@@ -137,6 +147,8 @@ func (c Config) withDefaults() Config {
 		switch c.Kind {
 		case KindServer:
 			c.Validity = Duration(365 * day)
+		case KindResponder:
+			c.Validity = Duration(30 * day)
 		case KindIDevID:
 			c.Validity = Never
 		case KindDevice:
@@ -157,14 +169,14 @@ func (c Config) withDefaults() Config {
 
 func checkTimes(c Config) error {
 	switch c.Kind {
-	case KindDevice, KindServer, KindIDevID:
+	case KindDevice, KindServer, KindResponder, KindIDevID:
 	default:
-		return badConfig("kind", string(c.Kind), "device, server or idevid")
+		return badConfig("kind", string(c.Kind), "device, server, ocsp-responder or idevid")
 	}
 	if c.Validity < Duration(time.Minute) || c.Validity%Duration(time.Second) != 0 && c.Validity != Never {
 		return badConfig("validity", c.Validity.String(), "at least 1m, in whole seconds")
 	}
-	if c.Validity == Never && c.Kind == KindServer {
+	if c.Validity == Never && (c.Kind == KindServer || c.Kind == KindResponder) {
 		return badConfig("validity", c.Validity.String(), `an end; "never" is for devices that cannot renew`)
 	}
 	if c.Backdate < 0 || c.Backdate > Duration(day) {

@@ -55,6 +55,7 @@ func (s Subject) check(p *Profile) error {
 		if !isPrintableString(s.HardwareSerial) || s.HardwareSerial == "" || len(s.HardwareSerial) > 64 {
 			return badConfig("hardware serial", s.HardwareSerial, "1 to 64 characters of PrintableString")
 		}
+	case KindResponder:
 	case KindDevice:
 		if strings.Contains(p.config.SANURI, "{trust-domain}") && !isTrustDomain(s.TrustDomain) {
 			return badConfig("trust domain", s.TrustDomain, "1 to 255 lower-case letters, digits, '.', '-' or '_'")

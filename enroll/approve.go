@@ -62,14 +62,9 @@ func (r *Registrar) approved(ctx context.Context, p Principal, g *grant, now tim
 // Approvals returns all requests that wait, or have waited, for an operator.
 func (r *Registrar) Approvals(ctx context.Context) ([]inventory.Approval, error) {
 	var all []inventory.Approval
-	err := r.cfg.Store.Read(ctx, func(in inventory.Reader) error {
-		for a, err := range in.Approvals() {
-			if err != nil {
-				return err
-			}
-			all = append(all, a)
-		}
-		return nil
+	err := r.cfg.Store.Read(ctx, func(in inventory.Reader) (err error) {
+		all, err = collect(in.Approvals(), 0)
+		return err
 	})
 	return all, err
 }

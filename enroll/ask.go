@@ -5,7 +5,6 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/imprint-iot/imprint/ca"
@@ -20,8 +19,15 @@ type Ask struct {
 	// request has to name it.
 	Device inventory.DeviceID
 
+	// Profile, if it is set, is the only profile that the device may have.
+	Profile string
+
 	// CSR is a PKCS #10 request, in DER or as one PEM block.
 	CSR []byte
+
+	// MakeKey ignores the key in the request: imprint makes one, which is then in
+	// the Enrollment and nowhere else.
+	MakeKey bool
 
 	// Password asks for a password as well. Without it a device gets none, even
 	// if its profile has one.
@@ -106,7 +112,7 @@ func readAsk(a Ask) (*ca.Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.Bindings == nil || req.Challenge == "" {
+	if a.Bindings == nil || a.MakeKey || req.Challenge == "" {
 		return req, nil
 	}
 	for _, b := range a.Bindings {
@@ -184,12 +190,14 @@ func (r *Registrar) scope(in inventory.Reader, p Principal, a Ask, g *grant) (in
 	}
 	dev, err := in.Device(fresh.ID)
 	switch {
-	case errors.Is(err, inventory.ErrNotFound) && fresh.Profile != "":
+	case errors.Is(err, inventory.ErrNotFound) && fresh.Profile != "" && (a.Profile == "" || a.Profile == fresh.Profile):
 		return fresh, nil
 	case err != nil:
 		return dev, err
 	case dev.Kind != inventory.Equipment:
 		return dev, fmt.Errorf("%s is a server: %w", dev.ID, ErrScope)
+	case a.Profile != "" && a.Profile != dev.Profile:
+		return dev, fmt.Errorf("device %s has profile %s: %w", dev.ID, dev.Profile, ErrScope)
 	case g.token != nil && g.token.Profile != "" && g.token.Profile != dev.Profile:
 		return dev, fmt.Errorf("token %s is for profile %s, device %s has %s: %w", g.token.ID(), g.token.Profile, dev.ID, dev.Profile, ErrScope)
 	case p.maker != nil && dev.HardwareSerial != "" && dev.HardwareSerial != p.born.serial:
@@ -227,7 +235,7 @@ func keyIsFree(in inventory.Reader, f *facts, req *ca.Request) error {
 func (r *Registrar) suits(f *facts, req *ca.Request) error {
 	err := req.Allowed(f.rule.keys)
 	if err == nil {
-		err = req.Match(string(f.device.ID), sanURI(f.rule.certificate, r.cfg.TrustDomain, f.device.ID))
+		err = req.Match(f.rule.certificate.Names(string(f.device.ID), r.cfg.TrustDomain)...)
 	}
 	if err != nil {
 		return fmt.Errorf("device %s: %w", f.device.ID, err)
@@ -235,20 +243,20 @@ func (r *Registrar) suits(f *facts, req *ca.Request) error {
 	return nil
 }
 
-// sanURI is the name that certificates of a device have besides its ID.
-func sanURI(p *ca.Profile, trustDomain string, id inventory.DeviceID) string {
-	return strings.NewReplacer("{trust-domain}", trustDomain, "{id}", string(id)).Replace(p.Config().SANURI)
-}
-
 func (r *Registrar) enrollGranted(ctx context.Context, p Principal, a Ask, g *grant) (*Enrollment, error) {
 	if err := g.mayEnroll(); err != nil {
 		return nil, err
 	}
-	if err := r.suits(g.facts, g.key); err != nil {
-		return nil, err
-	}
 	now := r.now()
-	if have := g.current(g.key.SPKI, now); have != nil {
+	key := deviceKey{request: g.key}
+	if a.MakeKey {
+		var err error
+		if key, err = newKey(g.rule); err != nil {
+			return nil, err
+		}
+	} else if err := r.suits(g.facts, g.key); err != nil {
+		return nil, err
+	} else if have := g.current(g.key.SPKI, now); have != nil {
 		return r.againFor(ctx, p, a, g.facts, have)
 	}
 	if err := r.mayBuy(g, now); err != nil {
@@ -257,11 +265,14 @@ func (r *Registrar) enrollGranted(ctx context.Context, p Principal, a Ask, g *gr
 	if err := r.approved(ctx, p, g, now); err != nil {
 		return nil, err
 	}
-	made, err := r.make(ctx, g.facts, g.key, a.Password, now)
+	made, err := r.make(ctx, g.facts, key, a.Password, now)
 	if err != nil {
 		return nil, err
 	}
 	c := inventory.Change{Event: r.event(p.name, "device.enroll", "")}
+	if a.MakeKey {
+		c.Event.Reason = "the key was made by the server"
+	}
 	if g.has(inventory.CertificateCredential, now) {
 		c.Event.Action = "device.rekey"
 		supersede(&c, g.facts, made, now)
@@ -297,12 +308,12 @@ func (r *Registrar) mayBuy(g *grant, now time.Time) error {
 }
 
 // make opens the issuer and signs, in memory.
-func (r *Registrar) make(ctx context.Context, f *facts, req *ca.Request, password bool, now time.Time) (*issued, error) {
+func (r *Registrar) make(ctx context.Context, f *facts, key deviceKey, password bool, now time.Time) (*issued, error) {
 	issuer, err := r.open(ctx, f.issuer)
 	if err != nil {
 		return nil, err
 	}
-	made, err := r.certify(f, issuer, deviceKey{request: req}, now)
+	made, err := r.certify(f, issuer, key, now)
 	if err == nil && password {
 		err = r.addPassword(made, f, now)
 	}

@@ -16,6 +16,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -134,13 +135,25 @@ func (r *Registrar) rule(p inventory.Profile) (*issuingRule, error) {
 	if err != nil {
 		return nil, err
 	}
+	made, err := newRule(p, cfg)
+	if err != nil {
+		return nil, err
+	}
+	r.profiles[p.Name] = made
+	return made, nil
+}
+
+// newRule makes a profile ready for use. Only imprint's own profiles, which are
+// stored nowhere, make anything but clients.
+func newRule(p inventory.Profile, cfg ca.Config) (*issuingRule, error) {
 	profile, err := ca.NewProfile(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("profile %s: %w", p.Name, err)
 	}
-	made := &issuingRule{profile: p, certificate: profile, keys: profile.KeyPolicy()}
-	r.profiles[p.Name] = made
-	return made, nil
+	if kind := profile.Config().Kind; !strings.HasPrefix(p.Name, "/") && kind != ca.KindDevice && kind != ca.KindIDevID {
+		return nil, fmt.Errorf("profile %s: %w", p.Name, &ca.ConfigError{Field: "kind", Value: string(kind), Want: "device or idevid: imprint's servers have profiles of their own"})
+	}
+	return &issuingRule{profile: p, certificate: profile, keys: profile.KeyPolicy()}, nil
 }
 
 // CertificateConfig reads the certificate part of a device profile.
@@ -175,8 +188,11 @@ func (r *Registrar) PutProfile(ctx context.Context, actor, reason string, p inve
 	if err != nil {
 		return err
 	}
-	if _, err := ca.NewProfile(cfg); err != nil {
-		return fmt.Errorf("profile %s: %w", p.Name, err)
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	if _, err := newRule(p, cfg); err != nil {
+		return err
 	}
 	if err := lintPolicy(p); err != nil {
 		return err

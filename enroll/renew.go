@@ -44,6 +44,9 @@ func (r *Registrar) renewOnce(ctx context.Context, p Principal, a Ask, req *ca.R
 	if err != nil {
 		return nil, err
 	}
+	if a.Profile != "" && a.Profile != f.device.Profile {
+		return nil, fmt.Errorf("device %s has profile %s: %w", f.device.ID, f.device.Profile, ErrScope)
+	}
 	now := r.now()
 	if !shown.Usable(now) {
 		if err := f.inGrace(shown, now); err != nil {
@@ -59,7 +62,7 @@ func (r *Registrar) renewOnce(ctx context.Context, p Principal, a Ask, req *ca.R
 	if next := f.issuedAfter(shown, req.SPKI, now); next != nil {
 		return r.againFor(ctx, p, a, f, next)
 	}
-	made, err := r.make(ctx, f, req, a.Password, now)
+	made, err := r.make(ctx, f, deviceKey{request: req}, a.Password, now)
 	if err != nil {
 		return nil, err
 	}

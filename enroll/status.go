@@ -56,14 +56,9 @@ func statusOf(in inventory.Reader, issuer inventory.KeyID, serial inventory.Seri
 // Issuers returns all issuers, also those that are pending or retired.
 func (r *Registrar) Issuers(ctx context.Context) ([]inventory.Issuer, error) {
 	var all []inventory.Issuer
-	err := r.cfg.Store.Read(ctx, func(in inventory.Reader) error {
-		for iss, err := range in.Issuers() {
-			if err != nil {
-				return err
-			}
-			all = append(all, iss)
-		}
-		return nil
+	err := r.cfg.Store.Read(ctx, func(in inventory.Reader) (err error) {
+		all, err = collect(in.Issuers(), 0)
+		return err
 	})
 	return all, err
 }

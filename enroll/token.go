@@ -89,14 +89,9 @@ func (r *Registrar) RevokeToken(ctx context.Context, actor, why string, id inven
 // [inventory.ErrNotFound].
 func (r *Registrar) FindToken(ctx context.Context, id inventory.TokenID) (inventory.Token, error) {
 	var found []inventory.Token
-	err := r.cfg.Store.Read(ctx, func(in inventory.Reader) error {
-		for t, err := range in.Tokens(id) {
-			if err != nil {
-				return err
-			}
-			found = append(found, t)
-		}
-		return nil
+	err := r.cfg.Store.Read(ctx, func(in inventory.Reader) (err error) {
+		found, err = collect(in.Tokens(id), 1)
+		return err
 	})
 	switch {
 	case err != nil:
