@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"iter"
 	"time"
@@ -38,6 +39,15 @@ func (h Hash) String() string { return Fingerprint(h).String() }
 
 // MarshalText implements [encoding.TextMarshaler].
 func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (h *Hash) UnmarshalText(text []byte) error {
+	if b, err := hex.DecodeString(string(text)); err == nil && len(b) == len(h) {
+		copy(h[:], b)
+		return nil
+	}
+	return &InvalidError{Field: "hash", Value: string(text), Want: "64 hexadecimal digits"}
+}
 
 // Validate reports an event that says too little or cannot be printed.
 func (e *Event) Validate() error {
