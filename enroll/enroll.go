@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/imprint-iot/imprint/ca"
@@ -41,9 +42,6 @@ type Config struct {
 	// every device, because a broker of the fleet reads nothing else.
 	Schemes []inventory.Scheme
 
-	// Makers are the CAs of others whose birth certificates let devices enroll.
-	Makers []Maker
-
 	// CRLValidity is how long a CRL is good: nextUpdate - thisUpdate. Zero means
 	// 7 days.
 	CRLValidity time.Duration
@@ -61,7 +59,8 @@ type Registrar struct {
 	profiles map[string]*issuingRule // by name
 	latest   time.Time               // the latest time that was decided on
 
-	pace pace
+	pace   pace
+	makers atomic.Pointer[[]Maker]
 }
 
 // issuingRule is a device profile made ready for use.
@@ -93,6 +92,33 @@ func New(cfg Config) (*Registrar, error) {
 		}
 	}
 	return &Registrar{cfg: cfg, issuers: map[string]*ca.Issuer{}, profiles: map[string]*issuingRule{}}, nil
+}
+
+// SetMakers says whose birth certificates let devices enroll. It may be called
+// again at any time.
+func (r *Registrar) SetMakers(m []Maker) { r.makers.Store(&m) }
+
+// OpenIssuers opens the keys of the issuers that sign certificates, so that a
+// server finds out at its start that it cannot.
+func (r *Registrar) OpenIssuers(ctx context.Context) error {
+	var x *reading
+	err := r.cfg.Store.Read(ctx, func(in inventory.Reader) (err error) {
+		x, err = r.at(in)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, purpose := range []inventory.Purpose{inventory.DevicePurpose, inventory.ServerPurpose} {
+		iss, err := x.issuer(purpose)
+		if err != nil {
+			return err
+		}
+		if _, err := r.open(ctx, iss); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // now is the time that a date is decided on. It never goes back, whatever the

@@ -229,8 +229,12 @@ func (r *Registrar) BirthCertificate(peer Peer) (Principal, error) {
 	if leaf.IsCA || !forClients(leaf) {
 		return Principal{}, fmt.Errorf("it is not a client's: %w", ErrNoCertificate)
 	}
-	for i := range r.cfg.Makers {
-		m := &r.cfg.Makers[i]
+	var makers []Maker
+	if p := r.makers.Load(); p != nil {
+		makers = *p
+	}
+	for i := range makers {
+		m := &makers[i]
 		if m.vouchesFor(peer.Chain, r.now()) != nil {
 			continue
 		}

@@ -34,6 +34,7 @@ type config struct {
 	Broker          brokerConfig `yaml:"broker"`
 	PasswordSchemes []string     `yaml:"password-schemes,omitempty"` // bcrypt, argon2id
 	CRLValidity     ca.Duration  `yaml:"crl-validity,omitempty"`     // zero means 7d
+	Server          serverConfig `yaml:"server,omitempty"`           // of imprint serve
 }
 
 // brokerConfig is the broker node that the fleet talks to.
@@ -95,7 +96,7 @@ func (c *config) check() error {
 	if _, err := c.schemes(); err != nil {
 		return configErrorf("%s: %w", configFile, err)
 	}
-	return nil
+	return c.Server.check()
 }
 
 func (c *config) schemes() ([]inventory.Scheme, error) {

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/boltstore"
 	"github.com/imprint-iot/imprint/inventory/durable"
+	"github.com/imprint-iot/imprint/inventory/remote"
 )
 
 // The layout of a fleet directory, version 1.
@@ -25,6 +27,7 @@ import (
 //	root/               private key and certificate of the root, to be moved away
 //	nodes/NAME/         certificate and private key of a broker node
 //	crl/ISSUER.crl      the CRL that is published, DER
+//	imprint.sock        while a server runs: its inventory, for other processes
 const (
 	keysDir  = "keys"
 	rootDir  = "root"
@@ -40,7 +43,7 @@ type fleet struct {
 	cfg   config
 	dir   *durable.Dir
 	keys  *durable.Dir
-	store *boltstore.Store
+	store storage
 
 	storeConfig boltstore.Config
 	*enroll.Registrar
@@ -83,18 +86,61 @@ func (a *app) open(ctx context.Context, readOnly bool) (_ *fleet, err error) {
 		return nil, err
 	}
 	f.storeConfig = boltstore.Config{Dir: dir, Instance: instance, Key: key, ReadOnly: readOnly}
-	if f.store, err = boltstore.Open(ctx, f.storeConfig); err != nil {
+	if err = f.openStore(ctx); err != nil {
 		return nil, err
 	}
-	schemes, err := cfg.schemes()
+	f.Registrar, err = f.newRegistrar()
+	return f, err
+}
+
+// newRegistrar returns a registrar over the open store.
+func (f *fleet) newRegistrar() (*enroll.Registrar, error) {
+	schemes, err := f.cfg.schemes()
 	if err != nil {
 		return nil, err
 	}
-	f.Registrar, err = enroll.New(enroll.Config{
-		Store: f.store, Open: f.openIssuer, Organization: cfg.Name, TrustDomain: cfg.TrustDomain,
-		Schemes: schemes, CRLValidity: cfg.crlValidity(), Now: a.now,
+	return enroll.New(enroll.Config{
+		Store: f.store, Open: f.openIssuer, Organization: f.cfg.Name, TrustDomain: f.cfg.TrustDomain,
+		Schemes: schemes, CRLValidity: f.cfg.crlValidity(), Now: f.app.now,
 	})
-	return f, err
+}
+
+// storage is an inventory, wherever it is, with what backup and check need.
+type storage interface {
+	inventory.Store
+	Backup(ctx context.Context, to io.Writer) error
+	Check(ctx context.Context) (boltstore.Report, error)
+}
+
+// servedStore is the inventory that a running server holds.
+type servedStore struct{ *remote.Store }
+
+// Check implements storage.
+func (s servedStore) Check(ctx context.Context) (boltstore.Report, error) {
+	var r boltstore.Report
+	return r, s.Store.Check(ctx, &r)
+}
+
+// socketFile is where a running server lets other processes work with the
+// inventory.
+const socketFile = "imprint.sock"
+
+// openStore opens the inventory, through a server if one runs on it: a command does
+// the same then, and nobody waits for anybody's lock.
+func (f *fleet) openStore(ctx context.Context) error {
+	if _, err := f.dir.Stat(socketFile); err == nil {
+		if s, err := remote.Dial(ctx, filepath.Join(f.dir.Path(), socketFile)); err == nil {
+			f.store = servedStore{s}
+			return nil
+		}
+		// It was left behind by a server that is dead.
+	}
+	s, err := boltstore.Open(ctx, f.storeConfig)
+	if err != nil {
+		return err
+	}
+	f.store = s
+	return nil
 }
 
 // readStoreKey reads the key that the inventory's MACs are made with.

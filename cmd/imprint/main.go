@@ -113,7 +113,7 @@ and writes the files that a broker needs to enforce it all.
 		return a.checkFlags()
 	}
 	root.AddCommand(
-		newInitCommand(a), newCACommand(a), newProfileCommand(a), newBootstrapCommand(a), newDeviceCommand(a),
+		newInitCommand(a), newCACommand(a), newProfileCommand(a), newBootstrapCommand(a), newDeviceCommand(a), newTokenCommand(a), newApprovalCommand(a), newServeCommand(a),
 		newExportCommand(a), newPolicyCommand(a), newAuditCommand(a), newBackupCommand(a), newRestoreCommand(a),
 		newCheckCommand(a), newVersionCommand(a),
 	)
@@ -210,7 +210,7 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case is[usageError](err):
 		return exitUsage
-	case is[*durable.InUseError](err):
+	case is[*durable.InUseError](err), errors.Is(err, syscall.EADDRINUSE):
 		return exitBusy
 	case is[configError](err), errors.Is(err, inventory.ErrForeign), errors.Is(err, inventory.ErrVersion):
 		return exitConfig
@@ -224,7 +224,7 @@ func exitCode(err error) int {
 		return exitData
 	case errors.Is(err, enroll.ErrDenied), errors.Is(err, inventory.ErrConflict), errors.Is(err, templates.ErrShrink),
 		errors.Is(err, ca.ErrPassphrase), errors.Is(err, ca.ErrKeyRefused), errors.Is(err, ca.ErrKeyExists), errors.Is(err, enroll.ErrNotRecorded),
-		errors.Is(err, fs.ErrExist):
+		errors.Is(err, fs.ErrExist), errors.Is(err, enroll.ErrClock):
 		return exitRefused
 	case errors.Is(err, ca.ErrKeyUnavailable), errors.Is(err, ca.ErrExpired), errors.Is(err, enroll.ErrNoIssuer),
 		errors.Is(err, templates.ErrStale):

@@ -55,20 +55,29 @@ func (f *fleet) enrollNode(ctx context.Context, b brokerConfig) error {
 func (f *fleet) node(ctx context.Context) (templates.Node, error) {
 	b := f.cfg.Broker
 	n := templates.Node{Name: b.Node, Hosts: b.Hosts, CertificatePort: b.CertificatePort, PasswordPort: b.PasswordPort}
+	chain, key, err := f.certified(ctx, b)
+	if err != nil {
+		return n, err
+	}
+	n.ServerChain, n.ServerKey = chain, inventory.NewSecret(key)
+	return n, nil
+}
+
+// certified returns the certificate and the key of a server, in PEM.
+func (f *fleet) certified(ctx context.Context, b brokerConfig) (chain, key []byte, err error) {
 	for try := 0; ; try++ {
 		chain, key, err := f.readNode(b.Node)
 		if err == nil {
-			err = f.checkNode(chain, key)
+			err = f.checkNode(b.Hosts, chain, key)
 		}
 		if err == nil {
-			n.ServerChain, n.ServerKey = chain, inventory.NewSecret(key)
-			return n, nil
+			return chain, key, nil
 		}
 		if try > 0 {
-			return n, fmt.Errorf("certificate of %s: %w", b.Node, err)
+			return nil, nil, fmt.Errorf("certificate of %s: %w", b.Node, err)
 		}
 		if err := f.enrollNode(ctx, b); err != nil {
-			return n, err
+			return nil, nil, err
 		}
 	}
 }
@@ -90,8 +99,8 @@ func (f *fleet) readNode(name string) (chain, key []byte, err error) {
 	return chain, key, err
 }
 
-// checkNode reports why a broker's certificate has to be replaced.
-func (f *fleet) checkNode(chain, key []byte) error {
+// checkNode reports why a server's certificate has to be replaced.
+func (f *fleet) checkNode(hosts []string, chain, key []byte) error {
 	certs, err := ca.ParseCertificatesPEM(chain)
 	if err != nil || len(certs) == 0 {
 		return fmt.Errorf("reading it: %w", err)
@@ -108,7 +117,7 @@ func (f *fleet) checkNode(chain, key []byte) error {
 	for _, ip := range leaf.IPAddresses {
 		names = append(names, ip.String())
 	}
-	want := slices.Clone(f.cfg.Broker.Hosts)
+	want := slices.Clone(hosts)
 	slices.Sort(names)
 	slices.Sort(want)
 	if !slices.Equal(names, want) {

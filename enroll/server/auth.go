@@ -79,9 +79,9 @@ func (s *Server) byBirth(c *call) (err error) {
 func (s *Server) refuse(c *call, err error) error {
 	if err != nil {
 		if errors.Is(err, enroll.ErrToken) || errors.Is(err, enroll.ErrNoCertificate) {
-			s.limits.failure(c.peer.Addr)
+			s.limits.Load().failure(c.peer.Addr)
 		}
 		return err
 	}
-	return s.limits.identity(c.who.Name())
+	return s.limits.Load().identity(c.who.Name())
 }

@@ -45,11 +45,8 @@ func (s *Server) estRoutes() []route {
 // label returns the settings of the path's label.
 func (s *Server) label(c *call) (Label, error) {
 	name := c.PathValue("label")
-	if name == "" {
-		return s.cfg.Labels[""], nil
-	}
-	l, ok := s.cfg.Labels[name]
-	if !ok {
+	l, ok := (*s.labels.Load())[name]
+	if !ok && name != "" {
 		return l, problemf(api.CodeRouteUnknown, "there is no such label")
 	}
 	return l, nil

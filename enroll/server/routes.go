@@ -146,7 +146,7 @@ func (s *Server) serve(rt *route) http.Handler {
 // admit lets a request through to its handler, or says why not. What costs least
 // is looked at first.
 func (s *Server) admit(c *call) error {
-	if err := s.limits.request(c.peer.Addr); err != nil {
+	if err := s.limits.Load().request(c.peer.Addr); err != nil {
 		return err
 	}
 	if len(c.URL.RawQuery) > 0 {

@@ -20,6 +20,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/imprint-iot/imprint/enroll"
@@ -35,13 +39,19 @@ type Config struct {
 
 	CRLs CRLFiles
 
-	// Labels are the EST path segments (RFC 7030 §3.2.2) besides the empty one.
-	Labels map[string]Label
-
-	Limits Limits
+	Settings
 
 	Log *slog.Logger     // nil means none
 	Now func() time.Time // nil means time.Now
+}
+
+// Settings are what can change while a Server runs; see [Server.Configure].
+type Settings struct {
+	// Labels are the EST path segments (RFC 7030 §3.2.2). The one of the empty
+	// name is for the paths without a label; it need not be there.
+	Labels map[string]Label
+
+	Limits Limits
 }
 
 // A Label is one EST path segment, for devices of one kind.
@@ -78,7 +88,8 @@ const maxHeader = 16 << 10
 type Server struct {
 	cfg     Config
 	log     *slog.Logger
-	limits  *limiter
+	limits  atomic.Pointer[limiter]
+	labels  atomic.Pointer[map[string]Label]
 	metrics *metrics
 	status  *statusService // CRLs and OCSP answers
 	cursors *cursors
@@ -97,10 +108,23 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, limits: newLimiter(cfg.Limits, cfg.Now), metrics: newMetrics(), cursors: newCursors(), started: cfg.Now()}
+	s := &Server{cfg: cfg, log: cfg.Log, metrics: newMetrics(), cursors: newCursors(), started: cfg.Now()}
 	s.status = newStatusService(cfg.Registrar, cfg.CRLs, s.log, s.metrics, cfg.Now)
 	s.routes = s.table()
-	return s, nil
+	return s, s.Configure(cfg.Settings)
+}
+
+// Configure changes settings, all at once, or none if the error is not nil.
+// Connections keep the limit they were accepted under.
+func (s *Server) Configure(x Settings) error {
+	for name := range x.Labels {
+		if slices.Contains(operations, name) || name != url.PathEscape(name) || strings.ContainsAny(name, "./") {
+			return fmt.Errorf("EST label %.64q: want letters, digits, '-' or '_', and no name of an operation", name)
+		}
+	}
+	s.labels.Store(&x.Labels)
+	s.limits.Store(newLimiter(x.Limits, s.cfg.Now))
+	return nil
 }
 
 // Listeners are where a Server listens, each a plain TCP listener. TLS must be
@@ -118,10 +142,10 @@ func (s *Server) Serve(ctx context.Context, l Listeners) error {
 	defer stop()
 	s.status.publish(ctx) // an overdue CRL comes before anybody who might need it
 	servers := []*http.Server{s.httpServer(s.handler(false))}
-	listeners := []net.Listener{tls.NewListener(s.limits.listen(l.TLS), s.TLSConfig())}
+	listeners := []net.Listener{tls.NewListener(s.limits.Load().listen(l.TLS), s.TLSConfig())}
 	if l.Plain != nil {
 		servers = append(servers, s.httpServer(s.handler(true)))
-		listeners = append(listeners, s.limits.listen(l.Plain))
+		listeners = append(listeners, s.limits.Load().listen(l.Plain))
 	}
 	if l.Metrics != nil {
 		servers = append(servers, s.httpServer(s.metricsHandler()))

@@ -181,6 +181,10 @@ func (c *checker) record(k, v []byte) {
 		err = c.device(k, v)
 	case kindCredential:
 		err = c.credential(k, v)
+	case kindToken:
+		err = c.token(k, v)
+	case kindApproval:
+		err = c.approval(k, v)
 	case kindEvent:
 		err = c.event(k, v)
 	default:
@@ -189,6 +193,28 @@ func (c *checker) record(k, v []byte) {
 	if err != nil {
 		c.fault(recordName(k), "%v", err)
 	}
+}
+
+func (c *checker) token(k, v []byte) error {
+	t, err := inventory.DecodeToken(v)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(k, tokenKey(t.Hash)) {
+		c.fault(recordName(k), "it is kept under another name")
+	}
+	return t.Validate()
+}
+
+func (c *checker) approval(k, v []byte) error {
+	a, err := inventory.DecodeApproval(v)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(k, approvalKey(a.Key)) {
+		c.fault(recordName(k), "it is kept under another name")
+	}
+	return a.Validate()
 }
 
 // want notes a missing or different entry at key.
