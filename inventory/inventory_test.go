@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"iter"
 	"log/slog"
 	"math/rand/v2"
@@ -308,9 +309,10 @@ func TestRecordsReadBack(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	d, c, e := device(), credential(), chain(1)[0]
+	k := inventory.Token{Hash: inventory.Hash{1}, Role: inventory.StationRole, Limit: 3, Devices: []inventory.DeviceID{"a"}, Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Expires: time.Unix(9, 0)}
 	for _, r := range []interface {
 		AppendBinary([]byte) ([]byte, error)
-	}{&d, &c, &e} {
+	}{&d, &c, &e, &k} {
 		b, err := r.AppendBinary(nil)
 		if err != nil {
 			f.Fatal(err)
@@ -323,6 +325,12 @@ func FuzzDecode(f *testing.F) {
 				t.Errorf("a device has two forms: %x and %x, %v", b, back, err)
 			}
 		}
+		if x, err := inventory.DecodeToken(b); err == nil {
+			if back, err := x.AppendBinary(nil); err != nil || string(back) != string(b) {
+				t.Errorf("a token has two forms: %x and %x, %v", b, back, err)
+			}
+		}
+		_, _ = inventory.DecodeApproval(b)
 		_, _ = inventory.DecodeCredential(b)
 		_, _ = inventory.DecodeProfile(b)
 		_, _ = inventory.DecodeIssuer(b)

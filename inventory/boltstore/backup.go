@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
@@ -259,10 +260,48 @@ func merge(ctx context.Context, cfg Config, temp *durable.Dir) error {
 	if err != nil {
 		return err
 	}
-	if newer {
-		return s.Close()
+	if !newer {
+		err = leap(ctx, s)
 	}
-	return errors.Join(leap(ctx, s), s.Close())
+	if err == nil {
+		err = endTokens(ctx, s)
+	}
+	return errors.Join(err, s.Close())
+}
+
+// tokensInChange is how many tokens one change ends.
+const tokensInChange = 1000
+
+// endTokens revokes every token that is still good: the backup does not know which
+// of them have been used up, or revoked, since. Tokens are made again in a moment.
+func endTokens(ctx context.Context, s *Store) error {
+	var live []inventory.Token
+	now := inventory.UTC(time.Now())
+	err := s.Read(ctx, func(r inventory.Reader) error {
+		for t, err := range r.Tokens("") {
+			if err != nil {
+				return err
+			}
+			if t.RevokedAt.IsZero() && !t.Spent() && !now.After(t.Expires) {
+				t.RevokedAt = now
+				live = append(live, t)
+			}
+		}
+		return nil
+	})
+	for part := range slices.Chunk(live, tokensInChange) {
+		if err != nil {
+			return err
+		}
+		c := inventory.Change{Tokens: part, Event: inventory.Event{
+			Time: now, Actor: "imprint", Action: "inventory.restore", Reason: "a backup does not know which tokens were used since",
+		}}
+		for i := range part {
+			c.Event.Objects = append(c.Event.Objects, inventory.Object{Kind: "token", ID: string(part[i].ID())})
+		}
+		err = s.Apply(ctx, c)
+	}
+	return err
 }
 
 // ownJournal copies the journal of the fleet directory over the one from the

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -71,13 +72,13 @@ func Listen(path string) (net.Listener, error) {
 type ownSocket struct {
 	*net.UnixListener
 	path string
+	once sync.Once
 }
 
-// Close implements [net.Listener].
+// Close implements [net.Listener]. The name goes first: as soon as Accept returns
+// somebody may listen under it again.
 func (s *ownSocket) Close() error {
-	err := s.UnixListener.Close()
-	if err == nil {
-		err = os.Remove(s.path)
-	}
+	var err error
+	s.once.Do(func() { err = errors.Join(os.Remove(s.path), s.UnixListener.Close()) })
 	return err
 }

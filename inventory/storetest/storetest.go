@@ -60,6 +60,9 @@ func Run(t *testing.T, f Factory) {
 		{"SameIDManyWriters", testSameIDManyWriters},
 		{"EnrolAndRevoke", testEnrolAndRevoke},
 		{"ManyWriters", testManyWriters},
+		{"Tokens", testTokens},
+		{"TokenRace", testTokenRace},
+		{"Approvals", testApprovals},
 		{"Model", testModel},
 	}
 	for _, test := range tests {
