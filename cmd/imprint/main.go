@@ -19,6 +19,8 @@ import (
 
 	"github.com/imprint-iot/imprint/ca"
 	"github.com/imprint-iot/imprint/enroll"
+	"github.com/imprint-iot/imprint/enroll/agent"
+	"github.com/imprint-iot/imprint/enroll/client"
 	"github.com/imprint-iot/imprint/enroll/intake"
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/durable"
@@ -113,7 +115,7 @@ and writes the files that a broker needs to enforce it all.
 		return a.checkFlags()
 	}
 	root.AddCommand(
-		newInitCommand(a), newCACommand(a), newProfileCommand(a), newBootstrapCommand(a), newDeviceCommand(a), newTokenCommand(a), newApprovalCommand(a), newServeCommand(a),
+		newInitCommand(a), newCACommand(a), newProfileCommand(a), newBootstrapCommand(a), newDeviceCommand(a), newTokenCommand(a), newApprovalCommand(a), newServeCommand(a), newAgentCommand(a),
 		newExportCommand(a), newPolicyCommand(a), newAuditCommand(a), newBackupCommand(a), newRestoreCommand(a),
 		newCheckCommand(a), newVersionCommand(a),
 	)
@@ -212,7 +214,9 @@ func exitCode(err error) int {
 		return exitUsage
 	case is[*durable.InUseError](err), errors.Is(err, syscall.EADDRINUSE):
 		return exitBusy
-	case is[configError](err), errors.Is(err, inventory.ErrForeign), errors.Is(err, inventory.ErrVersion):
+	case errors.Is(err, client.ErrPending):
+		return exitBusy
+	case is[configError](err), errors.Is(err, agent.ErrConfig), errors.Is(err, inventory.ErrForeign), errors.Is(err, inventory.ErrVersion):
 		return exitConfig
 	case errors.Is(err, inventory.ErrFull), errors.Is(err, inventory.ErrStopped), errors.Is(err, inventory.ErrCorrupt),
 		errors.Is(err, templates.ErrManifest), is[backupError](err):
@@ -224,7 +228,7 @@ func exitCode(err error) int {
 		return exitData
 	case errors.Is(err, enroll.ErrDenied), errors.Is(err, inventory.ErrConflict), errors.Is(err, templates.ErrShrink),
 		errors.Is(err, ca.ErrPassphrase), errors.Is(err, ca.ErrKeyRefused), errors.Is(err, ca.ErrKeyExists), errors.Is(err, enroll.ErrNotRecorded),
-		errors.Is(err, fs.ErrExist), errors.Is(err, enroll.ErrClock):
+		errors.Is(err, fs.ErrExist), errors.Is(err, enroll.ErrClock), is[*client.ProblemError](err):
 		return exitRefused
 	case errors.Is(err, ca.ErrKeyUnavailable), errors.Is(err, ca.ErrExpired), errors.Is(err, enroll.ErrNoIssuer),
 		errors.Is(err, templates.ErrStale):
