@@ -11,35 +11,27 @@ type encoder interface {
 	AppendBinary(b []byte) ([]byte, error)
 }
 
-// writeChange sends a change: its event, then its records in their stored form.
+// writeChange sends a change but for the frame that ends it: its event, then its
+// records in their stored form. Without the end it is no change.
 func (x *wire) writeChange(c *inventory.Change) error {
-	record := func(kind byte, r encoder) error {
-		b, err := r.AppendBinary(nil)
-		if err != nil {
-			return err
-		}
-		return x.write(kind, b)
-	}
-	if err := record(frameEvents, &c.Event); err != nil {
+	b, err := c.Event.AppendBinary(nil)
+	if err != nil {
 		return err
 	}
-	var errs []error
-	each := func(kind byte, n int, at func(int) encoder) {
-		for i := 0; i < n && errs == nil; i++ {
-			if err := record(kind, at(i)); err != nil {
-				errs = append(errs, err)
-			}
-		}
+	steps := []func() error{
+		func() error { return x.write(frameEvents, b) },
+		func() error { return writeAll(x, frameDevices, c.Devices) },
+		func() error { return writeAll(x, frameCredentials, c.Credentials) },
+		func() error { return writeAll(x, frameProfiles, c.Profiles) },
+		func() error { return writeAll(x, frameIssuers, c.Issuers) },
+		func() error { return writeAll(x, frameRevocations, c.Revocations) },
+		func() error { return writeAll(x, frameTokens, c.Tokens) },
+		func() error { return writeAll(x, frameApprovals, c.Approvals) },
 	}
-	each(frameDevices, len(c.Devices), func(i int) encoder { return &c.Devices[i] })
-	each(frameCredentials, len(c.Credentials), func(i int) encoder { return &c.Credentials[i] })
-	each(frameProfiles, len(c.Profiles), func(i int) encoder { return &c.Profiles[i] })
-	each(frameIssuers, len(c.Issuers), func(i int) encoder { return &c.Issuers[i] })
-	each(frameRevocations, len(c.Revocations), func(i int) encoder { return &c.Revocations[i] })
-	each(frameTokens, len(c.Tokens), func(i int) encoder { return &c.Tokens[i] })
-	each(frameApprovals, len(c.Approvals), func(i int) encoder { return &c.Approvals[i] })
-	if errs != nil {
-		return errors.Join(errs...)
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
 	}
 	for _, k := range c.BlockedKeys {
 		if err := x.write(frameBlocked, k[:]); err != nil {
@@ -51,10 +43,28 @@ func (x *wire) writeChange(c *inventory.Change) error {
 			return err
 		}
 	}
-	return x.write(frameEnd, nil)
+	return nil
 }
 
-// readChange reads what writeChange has sent.
+// writeAll sends records of one kind.
+func writeAll[T any, P interface {
+	*T
+	encoder
+}](x *wire, kind byte, records []T) error {
+	for i := range records {
+		b, err := P(&records[i]).AppendBinary(nil)
+		if err != nil {
+			return err
+		}
+		if err := x.write(kind, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readChange reads what writeChange has sent, and its end. It is not validated: the
+// store does that.
 func readChange(next func() (byte, []byte, error)) (inventory.Change, error) {
 	var c inventory.Change
 	size := 0
@@ -64,7 +74,7 @@ func readChange(next func() (byte, []byte, error)) (inventory.Change, error) {
 			return c, err
 		}
 		if size += len(b); size > maxChange {
-			return c, errors.New("the change is too large")
+			return c, &inventory.InvalidError{Field: "change", Want: "at most 256 MiB"}
 		}
 		if first != (kind == frameEvents) {
 			return c, errors.New("a change is one event and its records")
@@ -97,14 +107,12 @@ func addRecord(c *inventory.Change, kind byte, b []byte) (err error) {
 	case frameApprovals:
 		c.Approvals, err = add(c.Approvals, b, inventory.DecodeApproval)
 	case frameBlocked:
-		var k inventory.SPKI
-		if len(b) != len(k) {
+		if len(b) != len(inventory.SPKI{}) {
 			return errors.New("a key has the wrong length")
 		}
 		c.BlockedKeys = append(c.BlockedKeys, inventory.SPKI(b))
 	case frameUse:
-		var h inventory.Hash
-		if len(b) != len(h) {
+		if len(b) != len(inventory.Hash{}) {
 			return errors.New("a token has the wrong length")
 		}
 		c.TokenUses = append(c.TokenUses, inventory.TokenUse{Token: inventory.Hash(b)})

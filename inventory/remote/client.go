@@ -2,18 +2,20 @@ package remote
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"iter"
-	"net"
 	"sync"
+	"syscall"
 
 	"github.com/imprint-iot/imprint/inventory"
 )
+
+// ErrNoServer reports that no process listens at a socket: there is none, or one
+// that a dead process has left.
+var ErrNoServer = errors.New("no server is running")
 
 // A Store is an [inventory.Store] that another process holds. Each call is a
 // connection of its own.
@@ -27,16 +29,17 @@ type Store struct {
 
 var _ inventory.Store = (*Store)(nil)
 
-// Dial finds out whether a process serves its store at path. The error is that of
-// the connection if none does.
+// Dial finds out whether a process serves its store at path. The error wraps
+// [ErrNoServer] if none listens, and [fs.ErrPermission] if this user is not heard;
+// with any other error there is a server, and the store is not free to be opened.
 func Dial(ctx context.Context, path string) (*Store, error) {
 	s := &Store{path: path}
-	x, stop, err := s.call(ctx, frameRead)
+	c, err := s.call(ctx, frameRead)
 	if err != nil {
 		return nil, err
 	}
-	defer stop()
-	return s, x.end()
+	defer c.stop()
+	return s, c.cut(c.finish())
 }
 
 // Close implements [inventory.Store]. The process that holds the store goes on.
@@ -59,43 +62,69 @@ func (s *Store) enter() error {
 	return nil
 }
 
-// call connects and starts a call. The end of ctx cuts it off, except a change:
-// "canceled" would be a lie about one that lands.
-func (s *Store) call(ctx context.Context, kind byte) (_ *wire, stop func(), err error) {
+// A call is one connection from the client's side.
+type call struct {
+	*wire
+	stop   func()            // ends it
+	detach func() bool       // from here on the end of the context does not cut it off
+	cut    func(error) error // says that it was the context that cut it off
+}
+
+// call connects and says what is wanted. The end of ctx cuts the connection off.
+func (s *Store) call(ctx context.Context, kind byte) (*call, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := s.enter(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	conn, err := dial(ctx, s.path)
 	if err != nil {
 		s.calls.Done()
-		return nil, nil, fmt.Errorf("reaching the server: %w", err)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+			err = fmt.Errorf("%w: %w", ErrNoServer, err)
+		}
+		return nil, fmt.Errorf("reaching the server: %w", err)
 	}
-	if kind == frameApply {
-		ctx = context.WithoutCancel(ctx)
+	detach := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	c := &call{wire: newWire(conn, patience), detach: detach}
+	c.stop = func() { detach(); _ = conn.Close(); s.calls.Done() }
+	c.cut = func(err error) error {
+		if err != nil && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return err
 	}
-	cancel := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	stop = func() { cancel(); _ = conn.Close(); s.calls.Done() }
-	x := newWire(conn)
-	if err := errors.Join(x.greet(), conn.SetDeadline(noDeadline), x.write(kind, nil)); err != nil {
-		stop()
-		return nil, nil, contextOr(ctx, fmt.Errorf("reaching the server: %w", err))
+	if err := c.greet(); err != nil {
+		c.stop()
+		return nil, c.cut(fmt.Errorf("reaching the server: %w", err))
 	}
-	return x, stop, nil
+	if err := c.write(kind, nil); err != nil {
+		c.stop()
+		return nil, c.cut(fmt.Errorf("reaching the server: %w", err))
+	}
+	return c, nil
 }
 
-// end waits for the outcome of a call.
-func (x *wire) end() error {
-	if err := errors.Join(x.write(frameEnd, nil), x.flush()); err != nil {
-		return fmt.Errorf("reaching the server: %w", err)
+// lastWords is why the other side does not listen any more: what it has said before
+// it hung up, or err.
+func (c *call) lastWords(err error) error {
+	c.wait = c.patience
+	if kind, b, rerr := c.read(); rerr == nil && kind == frameError {
+		return decodeFault(b)
 	}
-	return x.outcome()
+	return fmt.Errorf("reaching the server: %w", err)
 }
 
-func (x *wire) outcome() error {
-	kind, b, err := x.read(0)
+// finish says that there is no more, and waits for the outcome.
+func (c *call) finish() error {
+	if err := c.write(frameEnd, nil); err != nil {
+		return c.lastWords(err)
+	}
+	if err := c.flush(); err != nil {
+		return c.lastWords(err)
+	}
+	kind, b, err := c.read()
 	switch {
 	case err != nil:
 		return fmt.Errorf("waiting for the server: %w", err)
@@ -104,78 +133,103 @@ func (x *wire) outcome() error {
 	case kind == frameError:
 		return decodeFault(b)
 	}
-	return errors.New("waiting for the server: an answer that was not expected")
+	return errUnexpected
 }
 
-// Apply implements [inventory.Store]. If the connection ends before the answer,
-// the error does not say whether the change has landed: read again.
-func (s *Store) Apply(ctx context.Context, c inventory.Change) error {
-	if err := c.Validate(); err != nil {
+var errUnexpected = errors.New("waiting for the server: an answer that was not expected")
+
+// Apply implements [inventory.Store]. Until the change has been sent whole, the end
+// of ctx stops it; then it is waited for, as with a store at hand. If the server
+// dies before it answers, the error says that it is not known whether the change
+// has landed: read again.
+func (s *Store) Apply(ctx context.Context, change inventory.Change) error {
+	if err := change.Validate(); err != nil {
 		return err
 	}
-	x, stop, err := s.call(ctx, frameApply)
+	c, err := s.call(ctx, frameApply)
 	if err != nil {
 		return err
 	}
-	defer stop()
-	if err := x.writeChange(&c); err != nil {
-		return err
+	defer c.stop()
+	if err := c.sendChange(&change); err != nil {
+		return c.cut(err)
 	}
-	if err := x.flush(); err != nil {
-		return fmt.Errorf("reaching the server: %w", err)
+	if !c.detach() {
+		return ctx.Err() // without its end the change is none
 	}
-	return x.outcome()
-}
-
-// contextOr is the reason why a connection was cut.
-func contextOr(ctx context.Context, err error) error {
-	if err != nil && ctx.Err() != nil {
-		return ctx.Err()
+	err = c.finish()
+	if err != nil && !isFault(err) {
+		return fmt.Errorf("%w: it is not known whether the change was made", err)
 	}
 	return err
 }
 
-// Read implements [inventory.Store].
+// isFault reports whether err is an answer of the server.
+func isFault(err error) bool {
+	_, ok := errors.AsType[*remoteError](err)
+	return ok
+}
+
+// sendChange tells a record that cannot be sent from a server that does not listen.
+func (c *call) sendChange(change *inventory.Change) error {
+	err := c.writeChange(change)
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*inventory.InvalidError](err); ok {
+		return err
+	}
+	return c.lastWords(err)
+}
+
+// Read implements [inventory.Store]. If fn asks nothing for 30 s the server ends the
+// reading, and the next question is answered with an error that says so.
 func (s *Store) Read(ctx context.Context, fn func(inventory.Reader) error) error {
-	x, stop, err := s.call(ctx, frameRead)
+	c, err := s.call(ctx, frameRead)
 	if err != nil {
 		return err
 	}
-	defer stop()
-	r := &reader{x: x}
-	if b, err := r.ask(frameRevision, nil); err != nil {
-		return contextOr(ctx, err)
-	} else if len(b) == 8 {
-		r.revision = binary.BigEndian.Uint64(b)
+	defer c.stop()
+	r := &reader{call: c}
+	if err := r.begin(); err != nil {
+		return err
 	}
 	if err := fn(r); err != nil {
-		return contextOr(ctx, err)
+		return err
 	}
-	return contextOr(ctx, x.end())
+	// What fn wanted to know it knows. The server sees the end of the connection
+	// also if it does not hear this.
+	_ = errors.Join(c.write(frameEnd, nil), c.flush())
+	return nil
 }
 
-// Backup writes a copy of the store as it is at one moment.
-func (s *Store) Backup(ctx context.Context, to io.Writer) error {
-	x, stop, err := s.call(ctx, frameBackup)
+// Backup writes a copy of the store as it is at one moment to w, as the store's own
+// Backup does. What has been written when it fails is no backup.
+func (s *Store) Backup(ctx context.Context, w io.Writer) error {
+	c, err := s.call(ctx, frameBackup)
 	if err != nil {
 		return err
 	}
-	defer stop()
-	return contextOr(ctx, x.copyTo(to))
+	defer c.stop()
+	return c.cut(c.copyTo(w))
 }
 
-// Check reads the report of a check of every record into report, from JSON.
+// Check has every record checked, and reads the report, which the store's own Check
+// has made, into the value that report points to.
 func (s *Store) Check(ctx context.Context, report any) error {
-	x, stop, err := s.call(ctx, frameCheck)
+	c, err := s.call(ctx, frameCheck)
 	if err != nil {
 		return err
 	}
-	defer stop()
+	defer c.stop()
 	var b capped
-	if err := x.copyTo(&b); err != nil {
-		return contextOr(ctx, err)
+	if err := c.copyTo(&b); err != nil {
+		return c.cut(err)
 	}
-	return json.Unmarshal(b, report)
+	if err := json.Unmarshal(b, report); err != nil {
+		return fmt.Errorf("reading the report of the server: %w", err)
+	}
+	return nil
 }
 
 // capped collects what is not long.
@@ -190,12 +244,13 @@ func (c *capped) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func (x *wire) copyTo(to io.Writer) error {
-	if err := x.flush(); err != nil {
-		return fmt.Errorf("reaching the server: %w", err)
+// copyTo writes the answer to w as it comes.
+func (c *call) copyTo(w io.Writer) error {
+	if err := c.flush(); err != nil {
+		return c.lastWords(err)
 	}
 	for {
-		kind, b, err := x.read(0)
+		kind, b, err := c.read()
 		switch {
 		case err != nil:
 			return fmt.Errorf("waiting for the server: %w", err)
@@ -204,183 +259,10 @@ func (x *wire) copyTo(to io.Writer) error {
 		case kind == frameError:
 			return decodeFault(b)
 		case kind != frameRecord:
-			return errors.New("waiting for the server: an answer that was not expected")
+			return errUnexpected
 		}
-		if _, err := to.Write(b); err != nil {
+		if _, err := w.Write(b); err != nil {
 			return err
 		}
 	}
-}
-
-// A reader is an [inventory.Reader] at a distance.
-type reader struct {
-	x        *wire
-	revision uint64
-	broken   error // the connection is of no use any more
-}
-
-// send asks a question.
-func (r *reader) send(kind byte, b []byte) error {
-	if r.broken == nil {
-		r.broken = errors.Join(r.x.write(kind, b), r.x.flush())
-	}
-	return r.broken
-}
-
-// receive returns the next frame. The payload is valid until the next one.
-func (r *reader) receive() (byte, []byte, error) {
-	if r.broken != nil {
-		return 0, nil, r.broken
-	}
-	kind, b, err := r.x.read(0)
-	if err != nil {
-		r.broken = fmt.Errorf("waiting for the server: %w", err)
-		return 0, nil, r.broken
-	}
-	if kind == frameError {
-		return 0, nil, decodeFault(b)
-	}
-	return kind, b, nil
-}
-
-// ask returns the one record that answers a query.
-func (r *reader) ask(kind byte, b []byte) ([]byte, error) {
-	if err := r.send(kind, b); err != nil {
-		return nil, err
-	}
-	_, b, err := r.receive()
-	return b, err
-}
-
-// Revision implements [inventory.Reader].
-func (r *reader) Revision() uint64 { return r.revision }
-
-// Device implements [inventory.Reader].
-func (r *reader) Device(id inventory.DeviceID) (inventory.Device, error) {
-	return get(r, frameDevice, []byte(id), inventory.DecodeDevice)
-}
-
-// Key implements [inventory.Reader].
-func (r *reader) Key(k inventory.SPKI) (inventory.KeyUse, error) {
-	return get(r, frameKey, k[:], inventory.DecodeKeyUse)
-}
-
-// Token implements [inventory.Reader].
-func (r *reader) Token(hash inventory.Hash) (inventory.Token, error) {
-	return get(r, frameToken, hash[:], inventory.DecodeToken)
-}
-
-// Approval implements [inventory.Reader].
-func (r *reader) Approval(k inventory.SPKI) (inventory.Approval, error) {
-	return get(r, frameApproval, k[:], inventory.DecodeApproval)
-}
-
-func get[T any](r *reader, kind byte, b []byte, decode func([]byte) (T, error)) (T, error) {
-	b, err := r.ask(kind, b)
-	if err != nil {
-		var zero T
-		return zero, err
-	}
-	return decode(b)
-}
-
-// Devices implements [inventory.Reader].
-func (r *reader) Devices(q inventory.Query) iter.Seq2[inventory.Device, error] {
-	return sequence(r, frameDevices, wireDevices(q), inventory.DecodeDevice)
-}
-
-// Credentials implements [inventory.Reader].
-func (r *reader) Credentials(q inventory.CredentialQuery) iter.Seq2[inventory.Credential, error] {
-	return sequence(r, frameCredentials, wireCredentials(q), inventory.DecodeCredential)
-}
-
-// Revocations implements [inventory.Reader].
-func (r *reader) Revocations(issuer inventory.KeyID) iter.Seq2[inventory.Revocation, error] {
-	return sequence(r, frameRevocations, issuer[:], inventory.DecodeRevocation)
-}
-
-// Profiles implements [inventory.Reader].
-func (r *reader) Profiles() iter.Seq2[inventory.Profile, error] {
-	return sequence(r, frameProfiles, nil, inventory.DecodeProfile)
-}
-
-// Issuers implements [inventory.Reader].
-func (r *reader) Issuers() iter.Seq2[inventory.Issuer, error] {
-	return sequence(r, frameIssuers, nil, inventory.DecodeIssuer)
-}
-
-// Tokens implements [inventory.Reader].
-func (r *reader) Tokens(id inventory.TokenID) iter.Seq2[inventory.Token, error] {
-	return sequence(r, frameTokens, []byte(id), inventory.DecodeToken)
-}
-
-// Approvals implements [inventory.Reader].
-func (r *reader) Approvals() iter.Seq2[inventory.Approval, error] {
-	return sequence(r, frameApprovals, nil, inventory.DecodeApproval)
-}
-
-// Events implements [inventory.Reader].
-func (r *reader) Events(from uint64) iter.Seq2[inventory.Event, error] {
-	return sequence(r, frameEvents, number(from), inventory.DecodeEvent)
-}
-
-// sequence reads a sequence page by page. Between two pages the connection is
-// free, so that other queries can be asked while this one is being read.
-func sequence[T any](r *reader, kind byte, query []byte, decode func([]byte) (T, error)) iter.Seq2[T, error] {
-	return func(yield func(T, error) bool) {
-		var zero T
-		for {
-			page, more, err := readPage(r, kind, query, decode)
-			for _, v := range page {
-				if !yield(v, nil) {
-					if more != nil {
-						_, _ = r.ask(frameStop, more) // it ends with the reading at the latest
-					}
-					return
-				}
-			}
-			if err != nil {
-				yield(zero, err)
-				return
-			}
-			if more == nil {
-				return
-			}
-			kind, query = frameNext, more
-		}
-	}
-}
-
-func readPage[T any](r *reader, kind byte, query []byte, decode func([]byte) (T, error)) (page []T, more []byte, err error) {
-	if err := r.send(kind, query); err != nil {
-		return nil, nil, err
-	}
-	for {
-		kind, b, err := r.receive()
-		switch {
-		case err != nil:
-			return page, nil, err
-		case kind == frameDone:
-			return page, nil, nil
-		case kind == frameMore:
-			return page, append([]byte(nil), b...), nil
-		}
-		v, err := decode(b)
-		if err != nil {
-			r.broken = err // the rest of the page is still on its way
-			return page, nil, err
-		}
-		page = append(page, v)
-	}
-}
-
-// dial connects to a socket whose path may be longer than a socket's may be.
-func dial(ctx context.Context, path string) (net.Conn, error) {
-	short, done, err := shorten(path)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	var d net.Dialer
-	return d.DialContext(ctx, "unix", short)
 }

@@ -1,39 +1,35 @@
-// Package remote is an [inventory.Store] at a distance of one Unix socket. The
-// process that holds a store, as a server does, serves it; another one on the same
-// machine works with it as if it had opened it itself. So every command works
-// beside a running server, and there is one way to change a fleet and not two.
-//
-// Whoever may open the socket may do everything with the store: the socket is as
-// well guarded as the file of the store, and by the same means. Records travel in
-// their stored form.
 package remote
 
 import (
 	"bufio"
-	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
 )
 
-// hello opens a connection, from both sides. It names the version of all that
-// follows.
-const hello = "imprint store 1\n"
+// Both sides open a connection with hello, which names the version of all that
+// follows. A server says refusal instead to a peer that it does not hear. Both are
+// of one length, and a hello of another version is told by its first bytes.
+const (
+	hello   = "imprint store 1\n"
+	refusal = "imprint refused\n"
+)
 
 // Fences. A change of a whole bootstrap batch has a few thousand records of a few
-// KiB.
+// KiB; the audit event of it, which names them all, is the longest record.
 const (
-	maxFrame  = 1 << 20 // bytes
-	maxChange = 256 << 20
-	pageSize  = 256 // records in one answer, at most
+	maxFrame  = 1 << 20   // bytes of one frame
+	maxRecord = 64 << 20  // bytes of one record, in several frames
+	maxChange = 256 << 20 // bytes of all records of a change
+	pageSize  = 256       // records in one answer, at most
 	pageBytes = 256 << 10
 )
 
@@ -41,7 +37,8 @@ const (
 // pages of the database for as long as it lasts, so one that does nothing ends.
 const patience = 30 * time.Second
 
-// A frame is one byte that says what it is, the length of the rest, and the rest.
+// A frame is one byte that says what it is, the length of the rest in four bytes,
+// big endian, and the rest.
 const (
 	// From the client.
 	frameApply  = 'A' // then the records of the change, and frameEnd
@@ -75,45 +72,107 @@ const (
 	frameMore   = '+' // the page is full, there may be more; its number
 	frameDone   = '=' // the sequence, or the call, is over
 	frameError  = '!'
-	frameEnd    = '.'
+
+	// From both.
+	framePart = '&' // the beginning of a record too long for one frame
+	frameEnd  = '.'
 )
 
 // A wire is one end of a connection.
 type wire struct {
-	conn net.Conn
-	r    *bufio.Reader
-	w    *bufio.Writer
-	buf  []byte
+	conn     net.Conn
+	r        *bufio.Reader
+	w        *bufio.Writer
+	buf      []byte
+	patience time.Duration // for the peer to take what is sent
+	wait     time.Duration // for the peer to send something; 0 is for ever
+
+	mu      sync.Mutex
+	hurried bool
 }
 
-func newWire(c net.Conn) *wire {
-	return &wire{conn: c, r: bufio.NewReaderSize(c, 64<<10), w: bufio.NewWriterSize(c, 64<<10)}
+func newWire(c net.Conn, patience time.Duration) *wire {
+	return &wire{conn: c, r: bufio.NewReaderSize(c, 64<<10), w: bufio.NewWriterSize(c, 64<<10), patience: patience}
+}
+
+// errStopping tells a peer why it is not answered.
+var errStopping = errors.New("the server is stopping")
+
+// hurry ends waiting for the peer, now and later. What is being sent has a second.
+func (x *wire) hurry() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.hurried = true
+	_ = x.conn.SetReadDeadline(time.Unix(1, 0))
+	_ = x.conn.SetWriteDeadline(time.Now().Add(time.Second))
+}
+
+// expect gives the peer its time for the next step.
+func (x *wire) expect(wait time.Duration) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	switch {
+	case x.hurried:
+		return errStopping
+	case wait == 0:
+		return x.conn.SetReadDeadline(time.Time{})
+	}
+	return x.conn.SetReadDeadline(time.Now().Add(wait))
+}
+
+// late says in words that the peer took too long, or was not waited for.
+func (x *wire) late(err error) error {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.hurried {
+		return errStopping
+	}
+	return fmt.Errorf("nothing was asked for %s: a reading that does nothing is ended, because it keeps old data on the disk", x.wait)
 }
 
 // greet exchanges hello.
 func (x *wire) greet() error {
-	if err := x.conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		return err
-	}
 	if _, err := x.w.WriteString(hello); err != nil {
 		return err
 	}
-	if err := x.w.Flush(); err != nil {
+	if err := errors.Join(x.flush(), x.expect(x.patience)); err != nil {
 		return err
 	}
 	got := make([]byte, len(hello))
 	if _, err := io.ReadFull(x.r, got); err != nil {
 		return fmt.Errorf("greeting: %w", err)
 	}
-	if string(got) != hello {
-		return errors.New("the other side is another version of imprint")
+	switch string(got) {
+	case hello:
+		return nil
+	case refusal:
+		return fmt.Errorf("it hears its own user and root only: %w", fs.ErrPermission)
 	}
-	return nil
+	return fmt.Errorf("it says %q, and this is %q: two versions of imprint, update the older one", got, hello)
 }
 
+// write sends a record, in as many frames as it needs.
 func (x *wire) write(kind byte, payload []byte) error {
-	if len(payload) > maxFrame {
-		return &inventory.InvalidError{Field: "record", Want: "at most 1 MiB"}
+	if len(payload) > maxRecord {
+		return &inventory.InvalidError{Field: "record", Want: "at most 64 MiB"}
+	}
+	for len(payload) > maxFrame {
+		if err := x.frame(framePart, payload[:maxFrame]); err != nil {
+			return err
+		}
+		payload = payload[maxFrame:]
+	}
+	return x.frame(kind, payload)
+}
+
+func (x *wire) frame(kind byte, payload []byte) error {
+	if x.w.Available() < 5+len(payload) {
+		if err := x.flush(); err != nil {
+			return err
+		}
 	}
 	var h [5]byte
 	h[0] = kind
@@ -127,122 +186,45 @@ func (x *wire) write(kind byte, payload []byte) error {
 
 // flush sends what has been written, within the peer's patience.
 func (x *wire) flush() error {
-	if err := x.conn.SetWriteDeadline(time.Now().Add(patience)); err != nil {
-		return err
+	x.mu.Lock()
+	if !x.hurried {
+		_ = x.conn.SetWriteDeadline(time.Now().Add(x.patience)) // a connection that is closed says so below
 	}
+	x.mu.Unlock()
 	return x.w.Flush()
 }
 
-// read returns the next frame. The payload is valid until the next read.
-func (x *wire) read(wait time.Duration) (byte, []byte, error) {
-	var deadline time.Time
-	if wait > 0 {
-		deadline = time.Now().Add(wait)
-	}
-	if err := x.conn.SetReadDeadline(deadline); err != nil {
+// read returns the next record. The payload is valid until the next read.
+func (x *wire) read() (byte, []byte, error) {
+	if err := x.expect(x.wait); err != nil {
 		return 0, nil, err
 	}
-	return readFrame(x.r, &x.buf)
+	kind, b, err := readRecord(x.r, &x.buf)
+	return kind, b, x.late(err)
 }
 
-// readFrame reads one frame into buf, which grows only with what really arrives.
-func readFrame(r io.Reader, buf *[]byte) (byte, []byte, error) {
-	var h [5]byte
-	if _, err := io.ReadFull(r, h[:]); err != nil {
-		return 0, nil, err
-	}
-	n := int(binary.BigEndian.Uint32(h[1:]))
-	if n > maxFrame {
-		return 0, nil, errors.New("a frame is too long")
-	}
-	if cap(*buf) < n {
-		*buf = make([]byte, n)
-	}
-	*buf = (*buf)[:n]
-	if _, err := io.ReadFull(r, *buf); err != nil {
-		return 0, nil, fmt.Errorf("reading a frame: %w", err)
-	}
-	return h[0], *buf, nil
-}
-
-// fault is an error on its way. What a caller can do about it must survive.
-type fault struct {
-	Kind    string                   `json:"kind,omitempty"`
-	Text    string                   `json:"text"`
-	Conflct *inventory.ConflictError `json:"conflict,omitempty"`
-	Invalid *inventory.InvalidError  `json:"invalid,omitempty"`
-}
-
-// sentinels are the errors that keep their meaning, by name. The order counts: an
-// error is the first of them that it wraps.
-func sentinels() []struct {
-	name string
-	err  error
-} {
-	return []struct {
-		name string
-		err  error
-	}{
-		{"not-found", inventory.ErrNotFound}, {"corrupt", inventory.ErrCorrupt}, {"foreign", inventory.ErrForeign},
-		{"version", inventory.ErrVersion}, {"full", inventory.ErrFull}, {"stopped", inventory.ErrStopped},
-		{"permission", fs.ErrPermission}, {"closed", fs.ErrClosed}, {"canceled", context.Canceled}, {"deadline", context.DeadlineExceeded},
-	}
-}
-
-func encodeFault(err error) []byte {
-	f := fault{Text: err.Error()}
-	if c, ok := errors.AsType[*inventory.ConflictError](err); ok {
-		f.Conflct = c
-	}
-	if i, ok := errors.AsType[*inventory.InvalidError](err); ok {
-		f.Invalid = i
-	}
-	for _, s := range sentinels() {
-		if errors.Is(err, s.err) {
-			f.Kind = s.name
-			break
+// readRecord reads the frames of one record into buf.
+func readRecord(r io.Reader, buf *[]byte) (byte, []byte, error) {
+	*buf = (*buf)[:0]
+	for {
+		var h [5]byte
+		if _, err := io.ReadFull(r, h[:]); err != nil {
+			return 0, nil, err
+		}
+		n := binary.BigEndian.Uint32(h[1:])
+		have := len(*buf)
+		if n > maxFrame || have+int(n) > maxRecord {
+			return 0, nil, errors.New("a frame is too long")
+		}
+		*buf = append(*buf, make([]byte, n)...)
+		if _, err := io.ReadFull(r, (*buf)[have:]); err != nil {
+			return 0, nil, fmt.Errorf("reading a frame: %w", err)
+		}
+		if h[0] != framePart {
+			return h[0], *buf, nil
+		}
+		if n == 0 {
+			return 0, nil, errors.New("a part of a record is empty")
 		}
 	}
-	b, err := json.Marshal(f)
-	if err != nil || len(b) > maxFrame {
-		return []byte(`{"text":"an error that cannot be told"}`)
-	}
-	return b
-}
-
-// A remoteError has the text of an error on the other side, and its meaning.
-type remoteError struct {
-	text  string
-	cause []error
-}
-
-func (e *remoteError) Error() string   { return e.text }
-func (e *remoteError) Unwrap() []error { return e.cause }
-
-func decodeFault(b []byte) error {
-	var f fault
-	if err := json.Unmarshal(b, &f); err != nil {
-		return errors.New("an error that cannot be read")
-	}
-	e := &remoteError{text: f.Text}
-	if f.Conflct != nil {
-		e.cause = append(e.cause, f.Conflct)
-	}
-	if f.Invalid != nil {
-		e.cause = append(e.cause, f.Invalid)
-	}
-	for _, s := range sentinels() {
-		if s.name == f.Kind {
-			e.cause = append(e.cause, s.err)
-		}
-	}
-	return e
-}
-
-// timedOut says in words that the other side took too long.
-func timedOut(err error) error {
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("nothing was asked for %s: a reading that does nothing ends", patience)
-	}
-	return err
 }

@@ -10,6 +10,8 @@ import (
 	"iter"
 	"net"
 	"sync"
+	"syscall"
+	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
 )
@@ -24,40 +26,76 @@ type Extra struct {
 	Check func(ctx context.Context) (any, error)
 }
 
-// maxConnections is how many processes may work with the store at a time.
+// maxConnections is how many calls are answered at a time; more wait their turn.
 const maxConnections = 64
 
-// Serve answers on l until ctx ends, and then waits for calls under way. A peer
-// that runs neither as this process's user nor as root is not heard.
+// Serve answers on l until ctx ends, and closes it. Then it waits for what is under
+// way: a change that has arrived is applied and answered, a reading is ended.
+//
+// A peer must run as the user of this process, or as root: whoever does not is told
+// so and is not heard. A peer that takes more than 30 s for its next step, be it to
+// ask something or to take an answer, is cut off.
+//
+// Serve returns nil when ctx ends, and the error of l if that fails before.
 func Serve(ctx context.Context, l net.Listener, s inventory.Store, extra Extra) error {
+	return serve(ctx, l, s, extra, patience)
+}
+
+func serve(ctx context.Context, l net.Listener, s inventory.Store, extra Extra, patience time.Duration) error {
 	var calls sync.WaitGroup
 	defer calls.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // those under way hear of it
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	slots := make(chan struct{}, maxConnections)
 	for {
 		slots <- struct{}{}
-		conn, err := l.Accept()
+		conn, err := accept(ctx, l)
 		if ctx.Err() != nil {
+			if err == nil {
+				_ = conn.Close()
+			}
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("serving the store: %w", err)
+			return fmt.Errorf("serving the store: %w", errors.Join(err, l.Close()))
 		}
-		calls.Add(1)
-		go func() {
-			defer calls.Done()
-			defer func() { <-slots }()
-			defer func() { _ = conn.Close() }()
-			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-			defer stop()
-			if checkPeer(conn) != nil {
-				return
-			}
-			x := &session{wire: newWire(conn), store: s, extra: extra}
-			_ = x.run(ctx) // the peer has been told, or is gone
-		}()
+		calls.Go(func() {
+			answer(ctx, &session{wire: newWire(conn, patience), store: s, extra: extra})
+			<-slots
+		})
 	}
+}
+
+// accept waits for a peer. A process that has run out of files has them again when
+// one of its calls ends.
+func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
+	for {
+		conn, err := l.Accept()
+		if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) && !errors.Is(err, syscall.ECONNABORTED) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// answer serves one call. Its error has been told to the peer, or there is none to
+// tell it to.
+func answer(ctx context.Context, x *session) {
+	defer func() { _ = x.conn.Close() }()
+	stop := context.AfterFunc(ctx, x.hurry)
+	defer stop()
+	if checkPeer(x.conn) != nil {
+		_, _ = x.w.WriteString(refusal)
+		_ = x.flush()
+		return
+	}
+	x.wait = x.patience
+	_ = x.run(ctx)
 }
 
 // A session is one call of a peer.
@@ -75,7 +113,7 @@ func (x *session) run(ctx context.Context) error {
 	if err := x.greet(); err != nil {
 		return err
 	}
-	kind, _, err := x.read(patience)
+	kind, _, err := x.read()
 	if err != nil {
 		return err
 	}
@@ -95,17 +133,19 @@ func (x *session) run(ctx context.Context) error {
 		err = errors.New("an unknown call")
 	}
 	if err != nil {
-		return errors.Join(x.write(frameError, encodeFault(timedOut(err))), x.flush())
+		return errors.Join(x.write(frameError, encodeFault(err)), x.flush())
 	}
 	return errors.Join(x.write(frameDone, nil), x.flush())
 }
 
+// apply applies a change that has arrived whole, also if the server is to stop: the
+// peer does not know how much time is left.
 func (x *session) apply(ctx context.Context) error {
-	c, err := readChange(func() (byte, []byte, error) { return x.read(patience) })
+	c, err := readChange(x.read)
 	if err != nil {
 		return err
 	}
-	return x.store.Apply(ctx, c)
+	return x.store.Apply(context.WithoutCancel(ctx), c)
 }
 
 func (x *session) backup(ctx context.Context) error {
@@ -146,6 +186,9 @@ func (x *session) check(ctx context.Context) error {
 	return x.write(frameRecord, b)
 }
 
+// maxCursors is how many sequences one reading may be in the middle of.
+const maxCursors = 64
+
 // A cursor is a sequence that is being read.
 type cursor struct {
 	next func() ([]byte, error, bool)
@@ -165,7 +208,7 @@ func (x *session) queries() error {
 		if err := x.flush(); err != nil {
 			return err
 		}
-		kind, b, err := x.read(patience)
+		kind, b, err := x.read()
 		if err != nil {
 			return err
 		}
@@ -180,7 +223,25 @@ func (x *session) queries() error {
 	}
 }
 
+// size is how long the payload of a query is; -1 is any length.
+func size(kind byte) int {
+	switch kind {
+	case frameKey, frameToken, frameApproval:
+		return len(inventory.Hash{})
+	case frameRevocations:
+		return len(inventory.KeyID{})
+	case frameEvents:
+		return 8
+	case frameNext, frameStop:
+		return 4
+	}
+	return -1
+}
+
 func (x *session) query(kind byte, b []byte) error {
+	if n := size(kind); n >= 0 && len(b) != n {
+		return errors.New("a query of the wrong length")
+	}
 	r := x.reader
 	switch kind {
 	case frameRevision:
@@ -189,18 +250,18 @@ func (x *session) query(kind byte, b []byte) error {
 		d, err := r.Device(inventory.DeviceID(b))
 		return x.record(&d, err)
 	case frameKey:
-		u, err := r.Key(inventory.SPKI(padded(b)))
+		u, err := r.Key(inventory.SPKI(b))
 		return x.record(&u, err)
 	case frameToken:
-		t, err := r.Token(inventory.Hash(padded(b)))
+		t, err := r.Token(inventory.Hash(b))
 		return x.record(&t, err)
 	case frameApproval:
-		a, err := r.Approval(inventory.SPKI(padded(b)))
+		a, err := r.Approval(inventory.SPKI(b))
 		return x.record(&a, err)
 	case frameNext:
-		return x.page(binary.BigEndian.Uint32(padded(b)))
+		return x.page(binary.BigEndian.Uint32(b))
 	case frameStop:
-		x.drop(binary.BigEndian.Uint32(padded(b)))
+		x.drop(binary.BigEndian.Uint32(b))
 		return x.write(frameDone, nil)
 	}
 	return x.sequence(kind, b)
@@ -222,7 +283,7 @@ func (x *session) sequence(kind byte, b []byte) error {
 		}
 		return open(x, r.Credentials(q), func(c *inventory.Credential) encoder { return c })
 	case frameRevocations:
-		return open(x, r.Revocations(inventory.KeyID(padded(b)[:20])), func(v *inventory.Revocation) encoder { return v })
+		return open(x, r.Revocations(inventory.KeyID(b)), func(v *inventory.Revocation) encoder { return v })
 	case frameProfiles:
 		return open(x, r.Profiles(), func(p *inventory.Profile) encoder { return p })
 	case frameIssuers:
@@ -232,14 +293,9 @@ func (x *session) sequence(kind byte, b []byte) error {
 	case frameApprovals:
 		return open(x, r.Approvals(), func(a *inventory.Approval) encoder { return a })
 	case frameEvents:
-		return open(x, r.Events(binary.BigEndian.Uint64(padded(b))), func(e *inventory.Event) encoder { return e })
+		return open(x, r.Events(binary.BigEndian.Uint64(b)), func(e *inventory.Event) encoder { return e })
 	}
 	return errors.New("an unknown query")
-}
-
-// padded makes what a peer has sent as long as any fixed field.
-func padded(b []byte) []byte {
-	return append(append(make([]byte, 0, 32+len(b)), b...), make([]byte, 32)...)[:32]
 }
 
 func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
@@ -260,6 +316,9 @@ func (x *session) record(r encoder, err error) error {
 
 // open starts a sequence and answers with its first page.
 func open[T any](x *session, seq iter.Seq2[T, error], record func(*T) encoder) error {
+	if len(x.cursors) >= maxCursors {
+		return errors.New("too many sequences are being read at a time")
+	}
 	next, stop := iter.Pull2(seq)
 	x.last++
 	x.cursors[x.last] = &cursor{stop: stop, next: func() ([]byte, error, bool) {

@@ -10,10 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
-	"time"
 )
-
-var noDeadline time.Time
 
 // maxSocketPath is what fits into sun_path everywhere (unix(7)).
 const maxSocketPath = 100
@@ -31,27 +28,20 @@ func shorten(path string) (short string, done func(), err error) {
 }
 
 // Listen makes the socket at path, for the owner of the process only. A socket that
-// a dead process has left is replaced; that of a live one is an error. The caller
+// a dead process has left is replaced; that of a live one is an error that wraps
+// [syscall.EADDRINUSE], and any other file one that wraps [fs.ErrExist]. The caller
 // holds the lock of the store, so no other process makes one meanwhile.
+//
+// Nobody finds the socket before it has its mode.
 func Listen(path string) (net.Listener, error) {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+	if err := free(path); err != nil {
 		return nil, err
-	case info.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("%s is there and is no socket: %w", path, fs.ErrExist)
-	default:
-		conn, err := dial(context.Background(), path)
-		if err == nil {
-			_ = conn.Close()
-			return nil, fmt.Errorf("%s: %w", path, syscall.EADDRINUSE)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
 	}
-	short, done, err := shorten(path)
+	temp := path + ".new"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	short, done, err := shorten(temp)
 	if err != nil {
 		return nil, err
 	}
@@ -61,11 +51,47 @@ func Listen(path string) (net.Listener, error) {
 		return nil, err
 	}
 	l.SetUnlinkOnClose(false) // by its long name, below
-	owned := &ownSocket{UnixListener: l, path: path}
-	if err := os.Chmod(path, 0o600); err != nil {
+	owned := &ownSocket{UnixListener: l, path: temp}
+	if err := errors.Join(os.Chmod(temp, 0o600), os.Rename(temp, path)); err != nil {
 		return nil, errors.Join(err, owned.Close())
 	}
+	owned.path = path
 	return owned, nil
+}
+
+// free makes sure that no live process listens at path, and that what is there may
+// be replaced.
+func free(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s is there and is no socket: %w", path, fs.ErrExist)
+	}
+	conn, err := dial(context.Background(), path)
+	switch {
+	case err == nil:
+		_ = conn.Close()
+		return fmt.Errorf("%s: %w", path, syscall.EADDRINUSE)
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	// A full queue, for one, is that of a live process.
+	return fmt.Errorf("%s: %w: %w", path, syscall.EADDRINUSE, err)
+}
+
+// dial connects to a socket whose path may be longer than a socket's may be.
+func dial(ctx context.Context, path string) (net.Conn, error) {
+	short, done, err := shorten(path)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", short)
 }
 
 // An ownSocket removes its socket when it is closed.
