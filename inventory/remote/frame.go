@@ -133,21 +133,22 @@ func (x *wire) late(err error) error {
 	return fmt.Errorf("nothing was asked for %s: a reading that does nothing is ended, because it keeps old data on the disk", x.wait)
 }
 
-// greet exchanges hello.
+// greet exchanges hello. What the other side says counts also if it does not listen.
 func (x *wire) greet() error {
 	if _, err := x.w.WriteString(hello); err != nil {
 		return err
 	}
-	if err := errors.Join(x.flush(), x.expect(x.patience)); err != nil {
+	sent := x.flush()
+	if err := x.expect(x.patience); err != nil {
 		return err
 	}
 	got := make([]byte, len(hello))
 	if _, err := io.ReadFull(x.r, got); err != nil {
-		return fmt.Errorf("greeting: %w", err)
+		return fmt.Errorf("greeting: %w", errors.Join(sent, err))
 	}
 	switch string(got) {
 	case hello:
-		return nil
+		return sent
 	case refusal:
 		return fmt.Errorf("it hears its own user and root only: %w", fs.ErrPermission)
 	}

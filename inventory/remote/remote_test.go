@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,25 +48,18 @@ func serve(t *testing.T, dir string, create bool) (*remote.Store, *served) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- remote.Serve(ctx, l, x.store, remote.Extra{
+	stop := start(t, func(ctx context.Context) error {
+		return remote.Serve(ctx, l, x.store, remote.Extra{
 			Backup: x.store.Backup,
 			Check:  func(ctx context.Context) (any, error) { return x.store.Check(ctx) },
 		})
-	}()
-	stopped := false
-	x.stop = func() {
-		if stopped {
-			return
-		}
-		stopped = true
-		cancel()
-		if err := errors.Join(<-done, x.store.Close()); err != nil {
+	})
+	x.stop = sync.OnceFunc(func() {
+		stop()
+		if err := x.store.Close(); err != nil {
 			t.Error(err)
 		}
-	}
+	})
 	t.Cleanup(x.stop)
 	s, err := remote.Dial(t.Context(), path)
 	if err != nil {
@@ -179,85 +172,99 @@ func TestBackupAndCheck(t *testing.T) {
 	}
 }
 
-func TestListen(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 40))
-	if err := os.Mkdir(dir, 0o700); err != nil {
+// A bootstrap of a thousand devices is one change, with an event that is longer than
+// a frame.
+func TestLargeChange(t *testing.T) {
+	const devices = 1000
+	s, _ := serve(t, t.TempDir(), true)
+	now := inventory.UTC(time.Now())
+	c := inventory.Change{
+		Event:    inventory.Event{Time: now, Actor: "test", Action: "fleet.bootstrap"},
+		Profiles: []inventory.Profile{{Name: "default", Certificate: make([]byte, 2*remote.MaxFrame)}},
+	}
+	for i := range devices {
+		id := inventory.DeviceID(fmt.Sprintf("dev-%05d", i))
+		c.Devices = append(c.Devices, inventory.Device{ID: id, Kind: inventory.Equipment, Profile: "default", State: inventory.Active, Created: now, Updated: now})
+		c.Credentials = append(c.Credentials, inventory.Credential{
+			Device: id, Kind: inventory.PasswordCredential, Generation: 1, State: inventory.CredentialActive, Created: now,
+			Verifiers: []inventory.Verifier{{Scheme: inventory.SHA256Suffix, Salt: make([]byte, 16), Hash: make([]byte, 32)}},
+		})
+		c.Event.Objects = append(c.Event.Objects, inventory.Object{Kind: "device", ID: string(id), Note: strings.Repeat("n", 2000)})
+	}
+	if err := s.Apply(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(dir, "s.sock")
-	l, err := remote.Listen(path)
+	err := s.Read(t.Context(), func(r inventory.Reader) error {
+		for e, err := range r.Events(0) {
+			if err != nil || len(e.Objects) != devices || e.Objects[devices-1] != c.Event.Objects[devices-1] {
+				t.Errorf("event with %d objects, %v", len(e.Objects), err)
+			}
+		}
+		for p, err := range r.Profiles() {
+			if err != nil || len(p.Certificate) != 2*remote.MaxFrame {
+				t.Errorf("profile with %d octets, %v", len(p.Certificate), err)
+			}
+		}
+		n := 0
+		for x, err := range r.Credentials(inventory.CredentialQuery{All: true}) {
+			if err != nil || len(x.Verifiers) != 1 {
+				return fmt.Errorf("%s: %w", x.Device, err)
+			}
+			n++
+		}
+		if n != devices {
+			t.Errorf("%d credentials, want %d", n, devices)
+		}
+		return nil
+	})
 	if err != nil {
-		t.Fatalf("with a path longer than that of a socket: %v", err)
-	}
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, %v", info.Mode(), err)
-	}
-	if _, err := remote.Listen(path); err == nil {
-		t.Error("the socket of a live process was replaced")
-	}
-	// What a killed process leaves behind.
-	u := l.(interface{ File() (*os.File, error) })
-	f, err := u.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = f.Close()
-	stale := filepath.Join(t.TempDir(), "stale")
-	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead.SetUnlinkOnClose(false)
-	_ = dead.Close()
-	again, err := remote.Listen(stale)
-	if err != nil {
-		t.Fatalf("the socket of a dead process: %v", err)
-	}
-	if err := errors.Join(again.Close(), l.Close()); err != nil {
 		t.Error(err)
-	}
-	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Error("the socket is still there")
-	}
-	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := remote.Listen(file); err == nil {
-		t.Error("a file was replaced by a socket")
 	}
 }
 
-// A peer that says nonsense is turned away, and others are served.
-func TestNonsense(t *testing.T) {
-	s, x := serve(t, t.TempDir(), true)
-	addDevices(t, s, 1)
-	const hello = "imprint store 1\n"
-	for _, text := range []string{"", "GET / HTTP/1.1\r\n\r\n", hello + "A\xff\xff\xff\xff", hello + "A\x00\x00\x00\x00D\x00\x00\x00\x01x", hello + "r\x00\x00\x00\x00?\x00\x00\x00\x00", hello + "r\x00\x00\x00\x00n\x00\x00\x00\x00"} {
-		c, err := net.Dial("unix", filepath.Join(x.dir, "s.sock"))
-		if err != nil {
-			t.Fatal(err)
+// A sequence can be read again, as with a store at hand, and be left early as often as
+// one likes; only those that are being read at a time are counted.
+func TestSequences(t *testing.T) {
+	s, _, _ := serveFake(t, &fake{devices: 600}, time.Minute)
+	err := s.Read(t.Context(), func(r inventory.Reader) error {
+		devices := r.Devices(inventory.Query{})
+		for range 3 {
+			n := 0
+			for _, err := range devices {
+				if err != nil {
+					return err
+				}
+				n++
+			}
+			if n != 600 {
+				t.Errorf("%d devices, want 600", n)
+			}
 		}
-		if _, err := c.Write([]byte(text)); err != nil {
-			t.Fatal(err)
+		for range 200 {
+			for _, err := range devices {
+				if err != nil {
+					return err
+				}
+				break
+			}
 		}
-		_ = c.Close()
-	}
-	err := s.Read(t.Context(), func(r inventory.Reader) error { _, err := r.Device("dev-00000"); return err })
+		if err := nest(r, 200); err == nil || !strings.Contains(err.Error(), "too many sequences") {
+			t.Errorf("200 sequences at a time: %v", err)
+		}
+		return nest(r, 50)
+	})
 	if err != nil {
 		t.Error(err)
 	}
-	// A client that dies in the middle of a reading holds nothing: the store closes.
-	ctx, cancel := context.WithCancel(t.Context())
-	err = s.Read(ctx, func(inventory.Reader) error { cancel(); return nil })
-	if err != nil && !errors.Is(err, context.Canceled) {
-		t.Error(err)
+}
+
+// nest reads depth sequences at a time.
+func nest(r inventory.Reader, depth int) error {
+	for _, err := range r.Devices(inventory.Query{}) {
+		if err != nil || depth == 0 {
+			return err
+		}
+		return nest(r, depth-1)
 	}
-	closed := make(chan struct{})
-	go func() { x.stop(); close(closed) }()
-	select {
-	case <-closed:
-	case <-time.After(10 * time.Second):
-		t.Error("a reading that was cut off still holds the store")
-	}
+	return nil
 }
