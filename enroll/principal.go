@@ -245,7 +245,7 @@ func (r *Registrar) BirthCertificate(peer Peer) (Principal, error) {
 		}
 		id, err := inventory.ParseDeviceID(name)
 		if err != nil {
-			return Principal{}, fmt.Errorf("birth certificate of %s: %w: %w", m.Name, err, ErrNoCertificate)
+			return Principal{}, fmt.Errorf("birth certificate of %s: %v: %w", m.Name, err, ErrNoCertificate) //nolint:errorlint // to the peer it is a certificate that is not known
 		}
 		b.id = id
 		return Principal{role: inventory.DeviceRole, name: "birth certificate " + m.Name + "/" + string(id), maker: m, born: b}, nil

@@ -85,7 +85,7 @@ func toProblem(err error) *problem {
 }
 
 // pendingRetry is when a device that waits for approval may ask again.
-const pendingRetry = time.Minute
+const pendingRetry = 10 * time.Second
 
 func conflictProblem(c *inventory.ConflictError) *problem {
 	switch c.Why {
