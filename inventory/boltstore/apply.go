@@ -125,6 +125,7 @@ func (s *Store) write(batch []*write) error {
 			if err != nil {
 				return err
 			}
+			commit := journalRecord{kind: journalCommit, revision: p.head.revision}
 			for _, w := range batch {
 				if w.err = p.add(w.change); w.err == nil {
 					accepted++
@@ -133,8 +134,10 @@ func (s *Store) write(batch []*write) error {
 			if accepted == 0 {
 				return errNothing
 			}
-			if err := s.journal.append(p.journal); err != nil {
-				return err
+			if len(p.journal) > 0 {
+				if err := s.journal.append(append([]journalRecord{commit}, p.journal...)); err != nil {
+					return err
+				}
 			}
 			p.head.journal = s.journal.end
 			return p.flush(b, seal)

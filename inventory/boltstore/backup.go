@@ -11,7 +11,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
@@ -122,6 +121,11 @@ func Verify(ctx context.Context, r io.Reader, cfg Config) (Report, error) {
 // backup is revoked, and CRL numbers continue where they were. If there is no
 // journal there, or an older one, revocations made after the backup are lost,
 // and the CRL numbers are raised by 1<<20, so that none is given away twice.
+//
+// No token is good after a restore. A backup does not know which tokens have been
+// used or revoked since it was made, and the journal does not either, so all that
+// are not used up in it are revoked; the audit log names them. Approvals are as they
+// were: each is for one key.
 //
 // A backup that does not verify is refused and the directory stays as it was. A
 // restore that was interrupted can be started again.
@@ -260,48 +264,10 @@ func merge(ctx context.Context, cfg Config, temp *durable.Dir) error {
 	if err != nil {
 		return err
 	}
-	if !newer {
-		err = leap(ctx, s)
+	if newer {
+		return s.Close()
 	}
-	if err == nil {
-		err = endTokens(ctx, s)
-	}
-	return errors.Join(err, s.Close())
-}
-
-// tokensInChange is how many tokens one change ends.
-const tokensInChange = 1000
-
-// endTokens revokes every token that is still good: the backup does not know which
-// of them have been used up, or revoked, since. Tokens are made again in a moment.
-func endTokens(ctx context.Context, s *Store) error {
-	var live []inventory.Token
-	now := inventory.UTC(time.Now())
-	err := s.Read(ctx, func(r inventory.Reader) error {
-		for t, err := range r.Tokens("") {
-			if err != nil {
-				return err
-			}
-			if t.RevokedAt.IsZero() && !t.Spent() && !now.After(t.Expires) {
-				t.RevokedAt = now
-				live = append(live, t)
-			}
-		}
-		return nil
-	})
-	for part := range slices.Chunk(live, tokensInChange) {
-		if err != nil {
-			return err
-		}
-		c := inventory.Change{Tokens: part, Event: inventory.Event{
-			Time: now, Actor: "imprint", Action: "inventory.restore", Reason: "a backup does not know which tokens were used since",
-		}}
-		for i := range part {
-			c.Event.Objects = append(c.Event.Objects, inventory.Object{Kind: "token", ID: string(part[i].ID())})
-		}
-		err = s.Apply(ctx, c)
-	}
-	return err
+	return errors.Join(leap(ctx, s), s.Close())
 }
 
 // ownJournal copies the journal of the fleet directory over the one from the

@@ -11,6 +11,11 @@
 // with [inventory.ErrCorrupt]. No read returns a doubtful record, and none says
 // "not found" unless that is proved.
 //
+// A restore ends all enrollment and API tokens, because it does not know which were
+// used or revoked since the backup: see [Restore]. A database that was put back by
+// hand is treated so where the journal shows it; one that lost its last commit in a
+// crash is not, and keeps its tokens.
+//
 // A database is bound to its fleet by an instance ID. It survives kill -9 and
 // power cuts at any moment; after a failed fsync it writes nothing more until it
 // is opened again.

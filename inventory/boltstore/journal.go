@@ -25,6 +25,10 @@ import (
 //	header: "imprint journal 1\n", instance, MAC
 //	record: length of the payload (4 bytes), payload, MAC
 //
+// The records of one commit begin with one that says on which revision of the
+// database it was made. So a crash, which leaves one commit that the database does
+// not have, can be told from a database that was put back.
+//
 // Each MAC also covers the one before it, so records can neither be changed,
 // moved nor left out; only the end can be cut off, and the head of the database
 // says where the end was at its last change.
@@ -44,12 +48,13 @@ const (
 	journalDevice     byte = 'D' // a device was suspended, revoked or retired
 	journalBlockedKey byte = 'B' // a key may not be certified again
 	journalCRL        byte = 'N' // a CRL number was used
+	journalCommit     byte = 'S' // what follows is one commit, made on this revision
 )
 
 // A journalRecord is one line of the journal. Which fields count depends on kind.
 type journalRecord struct {
 	kind       byte
-	revision   uint64 // of the change it is part of
+	revision   uint64 // of the change it is part of; of the database before a commit
 	revocation inventory.Revocation
 	password   inventory.Credential // without verifiers
 	device     inventory.Device
@@ -70,6 +75,8 @@ func (r *journalRecord) encode() ([]byte, error) {
 		return r.device.AppendBinary(b)
 	case journalBlockedKey:
 		return append(b, r.key[:]...), nil
+	case journalCommit:
+		return b, nil
 	}
 	b = append(b, r.issuer[:]...)
 	b = binary.BigEndian.AppendUint64(b, r.number)
@@ -100,6 +107,10 @@ func decodeJournalRecord(b []byte) (r journalRecord, err error) {
 		b = b[copy(r.issuer[:], b):]
 		r.number = binary.BigEndian.Uint64(b)
 		r.time = time.Unix(int64(binary.BigEndian.Uint64(b[8:])), 0).UTC()
+	case journalCommit:
+		if len(b) != 0 {
+			err = damaged("journal", "a record has the wrong length")
+		}
 	default:
 		err = fmt.Errorf("journal record of kind %q: %w", r.kind, inventory.ErrVersion)
 	}

@@ -54,19 +54,46 @@ func (s *Store) openJournal(ctx context.Context, h head) error {
 		}
 	}
 	j.end = end
-	if end == h.journal {
+	if end == h.journal && !s.cfg.merge {
 		return nil
 	}
+	if err := s.replay(ctx, r, s.cfg.merge || !r.crashed(h.revision)); err != nil {
+		return fmt.Errorf("replaying journal: %w", err)
+	}
+	return nil
+}
+
+// replay applies what r has come to in one change. If the database is older than the
+// last commit, the change ends all tokens, too.
+func (s *Store) replay(ctx context.Context, r *replay, older bool) error {
 	var c inventory.Change
-	err = s.Read(ctx, func(in inventory.Reader) (err error) {
-		c, err = r.change(in, inventory.UTC(time.Now()))
+	err := s.Read(ctx, func(in inventory.Reader) (err error) {
+		if c, err = r.change(in, inventory.UTC(time.Now())); err == nil && older {
+			err = endTokens(in, &c)
+		}
 		return err
 	})
-	if err == nil {
-		err = s.apply(ctx, change{Change: c, replayed: true})
-	}
 	if err != nil {
-		return fmt.Errorf("replaying journal: %w", err)
+		return err
+	}
+	return s.apply(ctx, change{Change: c, replayed: true})
+}
+
+// endTokens revokes all tokens but those that are used up, as they will be for ever.
+// Which of the others have been used or revoked since, an older database does not
+// know, and a token that could be used once more would be a device that nobody let
+// in. One that has expired is no exception: the clock may go back.
+func endTokens(in inventory.Reader, c *inventory.Change) error {
+	for t, err := range in.Tokens("") {
+		if err != nil {
+			return err
+		}
+		if !t.RevokedAt.IsZero() || t.Spent() {
+			continue
+		}
+		t.RevokedAt = c.Event.Time
+		c.Tokens = append(c.Tokens, t)
+		c.Event.Objects = append(c.Event.Objects, inventory.Object{Kind: "token", ID: string(t.ID()), Note: "revoked"})
 	}
 	return nil
 }
@@ -79,6 +106,8 @@ type replay struct {
 	devices      map[string]*journalRecord   // by canonical ID
 	numbers      map[inventory.KeyID]*journalRecord
 	keys         []inventory.SPKI
+	commits      []uint64 // the revisions on which they were made
+	first        byte     // the kind of the first record
 }
 
 func newReplay() *replay {
@@ -88,8 +117,20 @@ func newReplay() *replay {
 	}
 }
 
+// crashed reports whether the records are those of the one commit that a crash kept
+// from a database of this revision. A database that was put back lacks more: or has
+// the same revision only as that commit, and then nothing but the commit is lost.
+func (r *replay) crashed(revision uint64) bool {
+	return r.first == journalCommit && len(r.commits) == 1 && r.commits[0] == revision
+}
+
 func (r *replay) add(j journalRecord) error {
+	if r.first == 0 {
+		r.first = j.kind
+	}
 	switch j.kind {
+	case journalCommit:
+		r.commits = append(r.commits, j.revision)
 	case journalRevoked, journalResumed:
 		r.certificates[[36]byte(revocationKey(j.revocation.Issuer, j.revocation.Serial)[1:])] = &j
 	case journalPassword:
