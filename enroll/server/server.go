@@ -223,3 +223,7 @@ func remote(r *http.Request) netip.Addr {
 	}
 	return ap.Addr().Unmap().WithZone("")
 }
+
+// Handler answers requests without listening, with the routes that are there over
+// TLS.
+func (s *Server) Handler() http.Handler { return s.handler(false) }
