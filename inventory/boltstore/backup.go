@@ -125,7 +125,7 @@ func Verify(ctx context.Context, r io.Reader, cfg Config) (Report, error) {
 // No token is good after a restore. A backup does not know which tokens have been
 // used or revoked since it was made, and the journal does not either, so all that
 // are not used up in it are revoked; the audit log names them. Approvals are as they
-// were: each is for one key.
+// are in the backup: one that was denied since has to be denied again.
 //
 // A backup that does not verify is refused and the directory stays as it was. A
 // restore that was interrupted can be started again.

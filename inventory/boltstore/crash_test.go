@@ -43,7 +43,9 @@ func TestCrashChild(t *testing.T) {
 		wg.Go(func() {
 			for i := 0; ; i++ {
 				id := fmt.Sprintf("c-%d-%d-%d", run, w, i)
-				if err := s.Apply(t.Context(), enrol(t, id)); err != nil {
+				c := enrol(t, id)
+				c.TokenUses = []inventory.TokenUse{{Token: inventory.Hash{1}}}
+				if err := s.Apply(t.Context(), c); err != nil {
 					t.Error(err)
 					return
 				}
@@ -90,6 +92,7 @@ func crashChild(t *testing.T, dir string, env ...string) (*exec.Cmd, *bufio.Scan
 func TestKill(t *testing.T) {
 	dir := t.TempDir()
 	s := fleet(t, dir)
+	apply(t, s, inventory.Change{Event: event("token.make"), Tokens: []inventory.Token{token(1, 1<<30)}})
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +131,22 @@ func TestKill(t *testing.T) {
 					t.Errorf("device %s has not the certificate that was acknowledged: %v", id, err)
 				}
 			}
-			_, _, err := inventory.VerifyChain(r.Events(0))
+			// The token was used for each device that is there, and is good: a crash
+			// ends none.
+			bought := 0
+			for d, err := range r.Devices(inventory.Query{}) {
+				if err != nil {
+					return err
+				}
+				if strings.HasPrefix(string(d.ID), "c-") {
+					bought++
+				}
+			}
+			x, err := r.Token(inventory.Hash{1})
+			if err != nil || int(x.Uses) != bought || !x.RevokedAt.IsZero() {
+				t.Errorf("%d devices, token %+v, %v", bought, x, err)
+			}
+			_, _, err = inventory.VerifyChain(r.Events(0))
 			return err
 		})
 		if err := errors.Join(err, s.Close()); err != nil {

@@ -37,6 +37,11 @@ func populate(t testing.TB, devices int) string {
 		end(t, s, fmt.Sprintf("dev-%d", i), state, why)
 	}
 	apply(t, s, inventory.Change{
+		Event: event("token.make"), Tokens: []inventory.Token{token(1, 2), token(2, 0), token(3, 1)},
+		Approvals: []inventory.Approval{approval(1), approval(2)},
+	})
+	apply(t, s, inventory.Change{Event: event("device.enroll"), TokenUses: []inventory.TokenUse{{Token: inventory.Hash{1}}, {Token: inventory.Hash{3}}}})
+	apply(t, s, inventory.Change{
 		Event: event("key.block"), BlockedKeys: []inventory.SPKI{{1}, {2}},
 		Revocations: []inventory.Revocation{{Issuer: issuerID, Serial: inventory.Serial{15: 1}, Time: day, NotAfter: day}},
 	})
@@ -97,7 +102,17 @@ func answers(t *testing.T, s *boltstore.Store, certs []*inventory.Certificate) m
 		for i := range byte(4) {
 			use, err := r.Key(inventory.SPKI{i})
 			note(fmt.Sprint("key ", i), use, err)
+			k, err := r.Token(inventory.Hash{i})
+			note(fmt.Sprint("token ", i), k, err)
+			a, err := r.Approval(inventory.SPKI{i})
+			note(fmt.Sprint("approval ", i), a, err)
 		}
+		tokens, err := collect(r.Tokens(""))
+		note("tokens", tokens, err)
+		tokens, err = collect(r.Tokens("0100000000000000"))
+		note("tokens by ID", tokens, err)
+		approvals, err := collect(r.Approvals())
+		note("approvals", approvals, err)
 		return nil
 	})
 	if err != nil && !errors.Is(err, inventory.ErrCorrupt) {

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/boltstore"
@@ -394,52 +393,5 @@ func TestBackupDamaged(t *testing.T) {
 	}
 	if err := boltstore.Restore(t.Context(), bytes.NewReader(good), cfg); err == nil {
 		t.Error("restored over an open store")
-	}
-}
-
-// A backup does not know which tokens have been used since: after a restore none is
-// good. A crash in between changes nothing.
-func TestRestoreEndsTokens(t *testing.T) {
-	dir := t.TempDir()
-	cfg := config(t, dir)
-	cfg.Create = true
-	s := open(t, cfg)
-	cfg.Create = false
-	now := time.Unix(2_000_000_000, 0).UTC()
-	make := func(name byte) inventory.Token {
-		return inventory.Token{Hash: inventory.Hash{name}, Role: inventory.DeviceRole, Limit: 1, NotBefore: now, Expires: now.AddDate(100, 0, 0), Created: now}
-	}
-	change := inventory.Change{
-		Event:  inventory.Event{Time: now, Actor: "test", Action: "token.make"},
-		Tokens: []inventory.Token{make(1), make(2)},
-	}
-	if err := s.Apply(t.Context(), change); err != nil {
-		t.Fatal(err)
-	}
-	saved := backup(t, s)
-	use := inventory.Change{Event: inventory.Event{Time: now, Actor: "test", Action: "device.enroll"}, TokenUses: []inventory.TokenUse{{Token: inventory.Hash{1}}}}
-	if err := s.Apply(t.Context(), use); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s = open(t, cfg)
-	if err := s.Apply(t.Context(), use); !errors.Is(err, inventory.ErrConflict) {
-		t.Errorf("a spent token after a restart: %v", err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	restore(t, cfg, saved)
-	s = open(t, cfg)
-	for name := range byte(2) {
-		use.TokenUses[0].Token = inventory.Hash{name + 1}
-		if err := s.Apply(t.Context(), use); !errors.Is(err, inventory.ErrConflict) {
-			t.Errorf("token %d after a restore: %v", name+1, err)
-		}
-	}
-	if r, err := s.Check(t.Context()); err != nil || len(r.Faults) > 0 {
-		t.Errorf("check: %+v, %v", r.Faults, err)
 	}
 }

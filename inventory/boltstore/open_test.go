@@ -167,5 +167,20 @@ func TestSchema1(t *testing.T) {
 	cfg.ReadOnly = false
 	s = open(t, cfg)
 	apply(t, s, enrol(t, "new-1"))
+	// It was written before there were tokens, by an imprint whose journal did not
+	// tell commits apart.
+	apply(t, s, inventory.Change{Event: event("token.make"), Tokens: []inventory.Token{token(1, 1)}, Approvals: []inventory.Approval{approval(1)}})
+	if err := buy(s, t, 1); err != nil {
+		t.Error(err)
+	}
+	end(t, s, "new-1", inventory.Revoked, inventory.KeyCompromise)
 	clean(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, cfg)
+	clean(t, s)
+	if got := tokens(t, s); got != "1:1/1 " {
+		t.Errorf("tokens %s", got)
+	}
 }

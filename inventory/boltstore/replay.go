@@ -54,27 +54,36 @@ func (s *Store) openJournal(ctx context.Context, h head) error {
 		}
 	}
 	j.end = end
-	if end == h.journal && !s.cfg.merge {
+	ahead := end != h.journal
+	if !ahead && !s.cfg.merge {
 		return nil
 	}
-	if err := s.replay(ctx, r, s.cfg.merge || !r.crashed(h.revision)); err != nil {
+	if err := s.replay(ctx, r, ahead, s.cfg.merge || !r.crashed(h.revision)); err != nil {
 		return fmt.Errorf("replaying journal: %w", err)
 	}
 	return nil
 }
 
-// replay applies what r has come to in one change. If the database is older than the
-// last commit, the change ends all tokens, too.
-func (s *Store) replay(ctx context.Context, r *replay, older bool) error {
+// replay applies what r has come to in one change. If the database was put back, by
+// a restore or by hand, the change ends all tokens, too; the journal need not be
+// ahead of it then.
+func (s *Store) replay(ctx context.Context, r *replay, ahead, putBack bool) error {
 	var c inventory.Change
 	err := s.Read(ctx, func(in inventory.Reader) (err error) {
-		if c, err = r.change(in, inventory.UTC(time.Now())); err == nil && older {
+		if c, err = r.change(in, inventory.UTC(time.Now())); err == nil && putBack {
 			err = endTokens(in, &c)
 		}
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case !ahead && len(c.Tokens) == 0:
+		return nil
+	case !ahead:
+		c.Event.Action, c.Event.Reason = "inventory.restore", "a backup does not know which tokens were used or revoked since"
+	case len(c.Tokens) > 0:
+		c.Event.Reason += "; tokens are revoked because it is not known which were used since"
 	}
 	return s.apply(ctx, change{Change: c, replayed: true})
 }
