@@ -26,6 +26,8 @@ type model struct {
 	revoked  map[revocationName]inventory.Revocation
 	profiles map[string]inventory.Profile
 	issuers  map[string]inventory.Issuer
+	tokens   map[inventory.Hash]inventory.Token
+	asked    map[inventory.SPKI]inventory.Approval
 }
 
 type credentialName struct {
@@ -44,6 +46,7 @@ func newModel() *model {
 		devices: map[string]inventory.Device{}, creds: map[credentialName]inventory.Credential{},
 		keys: map[inventory.SPKI]inventory.KeyUse{}, revoked: map[revocationName]inventory.Revocation{},
 		profiles: map[string]inventory.Profile{}, issuers: map[string]inventory.Issuer{},
+		tokens: map[inventory.Hash]inventory.Token{}, asked: map[inventory.SPKI]inventory.Approval{},
 	}
 }
 
@@ -51,6 +54,7 @@ func (m *model) clone() *model {
 	n := *m
 	n.devices, n.creds, n.keys = maps.Clone(m.devices), maps.Clone(m.creds), maps.Clone(m.keys)
 	n.revoked, n.profiles, n.issuers = maps.Clone(m.revoked), maps.Clone(m.profiles), maps.Clone(m.issuers)
+	n.tokens, n.asked = maps.Clone(m.tokens), maps.Clone(m.asked)
 	return &n
 }
 
@@ -104,6 +108,9 @@ func (m *model) apply(c inventory.Change) (*model, error) {
 		if !n.foreign(r) {
 			return m, errRefused
 		}
+	}
+	if !n.sell(c) {
+		return m, errRefused
 	}
 	return n, nil
 }
@@ -258,7 +265,7 @@ func (m *machine) step(r *rapid.T) {
 // meet something.
 func (m *machine) draw(r *rapid.T, c *inventory.Change) {
 	id := fmt.Sprintf("dev-%d", rapid.IntRange(0, 5).Draw(r, "id"))
-	kind := rapid.IntRange(0, 9).Draw(r, "what")
+	kind := rapid.IntRange(0, 13).Draw(r, "what")
 	if contains(c, id, kind) {
 		return // twice in one change is refused for that alone
 	}
@@ -275,6 +282,8 @@ func (m *machine) draw(r *rapid.T, c *inventory.Change) {
 			Issuer: x.Issuer, Serial: x.Serial, Time: day, NotAfter: x.NotAfter,
 			Reason: rapid.SampledFrom([]inventory.Reason{inventory.Unspecified, inventory.KeyCompromise}).Draw(r, "reason"),
 		})
+	case 9, 10, 11, 12:
+		m.drawToken(r, c, kind)
 	default:
 		name := rapid.SampledFrom([]string{"a", "b"}).Draw(r, "issuer")
 		i, ok := m.model.issuers[name]
@@ -295,7 +304,7 @@ func (m *machine) draw(r *rapid.T, c *inventory.Change) {
 func contains(c *inventory.Change, id string, kind int) bool {
 	return slices.ContainsFunc(c.Devices, func(d inventory.Device) bool { return d.ID.Canonical() == id }) && kind < 3 ||
 		slices.ContainsFunc(c.Credentials, func(x inventory.Credential) bool { return x.Device.Canonical() == id }) && kind < 7 ||
-		len(c.Issuers) > 0 && kind == 9
+		len(c.Issuers) > 0 && kind == 13
 }
 
 // drawRevision is mostly the right one.
@@ -418,6 +427,7 @@ func (m *machine) checkAll(r *rapid.T) {
 		issuers, err := collect(s.Issuers())
 		differ(r, "issuers", issuers, sorted(m.model.issuers, func(inventory.Issuer) bool { return true },
 			func(a, b inventory.Issuer) int { return cmp.Compare(a.Name, b.Name) }), err)
+		m.checkTokens(r, s)
 		n, _, err := inventory.VerifyChain(s.Events(0))
 		differ(r, "events", n, m.model.revision, err)
 		return nil

@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -38,6 +39,21 @@ func testEmpty(t *testing.T, f Factory) {
 		if all, err := collect(r.Issuers()); len(all) != 0 || err != nil {
 			t.Errorf("issuers: %v, %v", all, err)
 		}
+		if _, err := r.Token(hash("no token")); !errors.Is(err, inventory.ErrNotFound) {
+			t.Errorf("token: %v", err)
+		}
+		if all, err := collect(r.Tokens("")); len(all) != 0 || err != nil {
+			t.Errorf("tokens: %v, %v", all, err)
+		}
+		if all, err := collect(r.Tokens("0123456789abcdef")); len(all) != 0 || err != nil {
+			t.Errorf("tokens by ID: %v, %v", all, err)
+		}
+		if _, err := r.Approval(hash("no key")); !errors.Is(err, inventory.ErrNotFound) {
+			t.Errorf("approval: %v", err)
+		}
+		if all, err := collect(r.Approvals()); len(all) != 0 || err != nil {
+			t.Errorf("approvals: %v, %v", all, err)
+		}
 		if n, _, err := inventory.VerifyChain(r.Events(0)); n != 0 || err != nil {
 			t.Errorf("events: %d, %v", n, err)
 		}
@@ -73,7 +89,20 @@ func full() inventory.Change {
 		Issuers:     []inventory.Issuer{ca},
 		BlockedKeys: []inventory.SPKI{hash("blocked")},
 		Revocations: []inventory.Revocation{{Issuer: keyID("a"), Serial: inventory.Serial{15: 9}, Reason: inventory.KeyCompromise, Time: day, NotAfter: day.AddDate(1, 0, 0)}},
+		Tokens:      []inventory.Token{fullToken()},
+		Approvals: []inventory.Approval{{
+			Key: hash("approved"), Device: "dev-1", State: inventory.ApprovalGranted, Asked: "token 01", Created: day, Decided: day.Add(time.Minute),
+		}},
 	}
+}
+
+// fullToken is a token with every field set but what only becomes of it.
+func fullToken() inventory.Token {
+	x := token("full", 3)
+	x.Role, x.Devices, x.Prefix, x.Profile, x.Group = inventory.StationRole, []inventory.DeviceID{"dev-1", "dev-2"}, "dev-", "sensor", "hall-1"
+	x.Station, x.PerMinute, x.Approve, x.Replace = "line-1", 7, true, true
+	x.Networks = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
+	return x
 }
 
 // checkFull checks that s holds full() and nothing else.
@@ -87,6 +116,7 @@ func checkFull(t *testing.T, s inventory.Store) {
 		want.Credentials[i].Revision = 1
 	}
 	want.Profiles[0].Revision, want.Issuers[0].Revision = 1, 1
+	want.Tokens[0].Revision, want.Approvals[0].Revision = 1, 1
 	read(t, s, func(r inventory.Reader) error {
 		equipment, err := collect(r.Devices(inventory.Query{}))
 		same(t, "devices", equipment, want.Devices[:1], err)
@@ -104,6 +134,16 @@ func checkFull(t *testing.T, s inventory.Store) {
 		same(t, "key", use, inventory.KeyUse{Device: "dev-1"}, err)
 		use, err = r.Key(hash("blocked"))
 		same(t, "blocked key", use, inventory.KeyUse{Blocked: true}, err)
+		tokens, err := collect(r.Tokens(""))
+		same(t, "tokens", tokens, want.Tokens, err)
+		tokens, err = collect(r.Tokens(want.Tokens[0].ID()))
+		same(t, "tokens by ID", tokens, want.Tokens, err)
+		one, err := r.Token(want.Tokens[0].Hash)
+		same(t, "token", one, want.Tokens[0], err)
+		approvals, err := collect(r.Approvals())
+		same(t, "approvals", approvals, want.Approvals, err)
+		approval, err := r.Approval(want.Approvals[0].Key)
+		same(t, "approval", approval, want.Approvals[0], err)
 
 		events, err := collect(r.Events(1))
 		digest, derr := want.Digest()
@@ -120,10 +160,13 @@ func same[T any](t *testing.T, what string, got, want T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Errorf("%s: %v", what, err)
-	} else if diff := cmp.Diff(want, got); diff != "" {
+	} else if diff := cmp.Diff(want, got, prefixes()); diff != "" {
 		t.Errorf("%s (-want +got):\n%s", what, diff)
 	}
 }
+
+// prefixes lets networks be compared.
+func prefixes() cmp.Option { return cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }) }
 
 // testRecords checks that every field comes back, and that each record can be
 // changed as it came.
@@ -167,12 +210,13 @@ func testChangeIsCopied(t *testing.T, f Factory) {
 	s := f.New(t)
 	c := full()
 	apply(t, s, c)
-	if diff := cmp.Diff(full(), c); diff != "" {
+	if diff := cmp.Diff(full(), c, prefixes()); diff != "" {
 		t.Errorf("Apply changed its argument (-want +got):\n%s", diff)
 	}
 	// What is given or read may be scribbled on.
 	clear(c.Credentials[0].Certificate.DER)
 	c.Devices[0].Labels[0].Value = "changed"
+	c.Tokens[0].Devices[0], c.Tokens[0].Networks[0] = "changed", netip.Prefix{}
 	for _, x := range credentials(t, s, inventory.CredentialQuery{All: true}) {
 		if x.Certificate != nil {
 			clear(x.Certificate.DER)
@@ -193,6 +237,8 @@ func testInvalid(t *testing.T, f Factory) {
 		"credential": {Event: event("x.y"), Devices: []inventory.Device{device("dev-1")}, Credentials: []inventory.Credential{broken}},
 		"profile":    {Event: event("x.y"), Profiles: []inventory.Profile{{Name: "a b"}}},
 		"no event":   {Devices: []inventory.Device{device("dev-1")}},
+		"token":      {Event: event("x.y"), Tokens: []inventory.Token{token("no limit", 0)}},
+		"approval":   {Event: event("x.y"), Approvals: []inventory.Approval{{Key: hash("key"), Device: "dev-1"}}},
 		"fraction":   {Event: event("x.y"), Devices: []inventory.Device{fraction}},
 	} {
 		err := s.Apply(t.Context(), c)

@@ -59,6 +59,7 @@ func refusals() []refusal {
 	reused.Revision, reused.CRLThisUpdate = 1, day.Add(time.Second)
 	rekeyed := iss
 	rekeyed.Revision, rekeyed.SPKI = 1, hash("another key")
+	all = append(all, tokenRefusals()...)
 	return append(all,
 		refusal{"device is gone", inventory.Stale, inventory.Change{Devices: []inventory.Device{gone}}},
 		refusal{"device renamed", inventory.BadTransition, inventory.Change{Devices: []inventory.Device{renamed}}},
@@ -107,6 +108,11 @@ func testRefusedLeavesNothing(t *testing.T, f Factory) {
 		c.Profiles = append([]inventory.Profile{{Name: "new"}}, c.Profiles...)
 		c.Issuers = append([]inventory.Issuer{issuer("new")}, c.Issuers...)
 		c.BlockedKeys = []inventory.SPKI{hash("new blocked")}
+		c.Tokens = append([]inventory.Token{token("new", 1)}, c.Tokens...)
+		if len(r.change.Tokens) == 0 { // which may be the same one
+			c.TokenUses = append([]inventory.TokenUse{{Token: fullToken().Hash}}, c.TokenUses...)
+		}
+		c.Approvals = append([]inventory.Approval{{Key: hash("new"), Device: "new-1", State: inventory.ApprovalPending, Created: day}}, c.Approvals...)
 		refuse(t, s, c, r.want)
 	}
 	checkFull(t, s)
