@@ -7,7 +7,6 @@ import (
 	"iter"
 	"log/slog"
 	"math/rand/v2"
-	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -309,10 +308,10 @@ func TestRecordsReadBack(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	d, c, e := device(), credential(), chain(1)[0]
-	k := inventory.Token{Hash: inventory.Hash{1}, Role: inventory.StationRole, Limit: 3, Devices: []inventory.DeviceID{"a"}, Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Expires: time.Unix(9, 0)}
+	k, a := token(), approval()
 	for _, r := range []interface {
 		AppendBinary([]byte) ([]byte, error)
-	}{&d, &c, &e, &k} {
+	}{&d, &c, &e, &k, &a} {
 		b, err := r.AppendBinary(nil)
 		if err != nil {
 			f.Fatal(err)
@@ -329,8 +328,14 @@ func FuzzDecode(f *testing.F) {
 			if back, err := x.AppendBinary(nil); err != nil || string(back) != string(b) {
 				t.Errorf("a token has two forms: %x and %x, %v", b, back, err)
 			}
+			_ = x.Validate()
 		}
-		_, _ = inventory.DecodeApproval(b)
+		if x, err := inventory.DecodeApproval(b); err == nil {
+			if back, err := x.AppendBinary(nil); err != nil || string(back) != string(b) {
+				t.Errorf("an approval has two forms: %x and %x, %v", b, back, err)
+			}
+			_ = x.Validate()
+		}
 		_, _ = inventory.DecodeCredential(b)
 		_, _ = inventory.DecodeProfile(b)
 		_, _ = inventory.DecodeIssuer(b)
