@@ -273,7 +273,7 @@ func (r *Registrar) enrollGranted(ctx context.Context, p Principal, a Ask, g *gr
 	if a.MakeKey {
 		c.Event.Reason = "the key was made by the server"
 	}
-	if g.has(inventory.CertificateCredential, now) {
+	if g.certified(now) {
 		c.Event.Action = "device.rekey"
 		supersede(&c, g.facts, made, now)
 	}
@@ -296,7 +296,7 @@ func (r *Registrar) mayBuy(g *grant, now time.Time) error {
 		}
 		return fmt.Errorf("token %s is used up: %w", g.token.ID(), ErrToken)
 	}
-	if g.has(inventory.CertificateCredential, now) && !g.replace {
+	if g.certified(now) && !g.replace {
 		return &CertifiedError{Device: g.device.ID}
 	}
 	if g.token != nil && g.token.PerMinute > 0 {

@@ -271,7 +271,7 @@ func (x *reading) plan(row Row, now time.Time) (plan, error) {
 	if err := f.mayEnroll(); err != nil {
 		return plan{err: err}, nil
 	}
-	return plan{facts: f, unchanged: f.has(inventory.CertificateCredential, now)}, nil
+	return plan{facts: f, unchanged: f.certified(now)}, nil
 }
 
 // sameDevice refuses a row that says something else of a device than the

@@ -135,10 +135,10 @@ func (f *facts) current(key inventory.SPKI, now time.Time) *inventory.Credential
 	return nil
 }
 
-// has reports whether the device has a usable credential of a kind.
-func (f *facts) has(kind inventory.CredentialKind, now time.Time) bool {
+// certified reports whether the device has a usable certificate.
+func (f *facts) certified(now time.Time) bool {
 	for i := range f.credentials {
-		if c := &f.credentials[i]; c.Kind == kind && c.Usable(now) {
+		if c := &f.credentials[i]; c.Kind == inventory.CertificateCredential && c.Usable(now) {
 			return true
 		}
 	}

@@ -107,7 +107,7 @@ func (r *Registrar) enroll(ctx context.Context, q Request, f *facts) (*Enrollmen
 	if have := f.current(key.request.SPKI, now); have != nil && !q.Rekey {
 		return r.again(f, have)
 	}
-	if f.has(inventory.CertificateCredential, now) && !q.Rekey {
+	if f.certified(now) && !q.Rekey {
 		return nil, &CertifiedError{Device: f.device.ID}
 	}
 	issuer, err := r.open(ctx, f.issuer)

@@ -100,7 +100,7 @@ func do(ctx context.Context, verb, path, tokenFile string, out io.Writer, log *s
 		}
 		return write(out, s)
 	}
-	token, err := agent.ReadToken(tokenFile)
+	token, err := agent.ReadToken(tokenFile, os.Getenv("CREDENTIALS_DIRECTORY"))
 	if err != nil {
 		return err
 	}

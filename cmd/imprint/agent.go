@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -53,7 +54,7 @@ service; without one the configuration has to name a birth certificate.`,
 			if err != nil {
 				return err
 			}
-			token, err := agent.ReadToken(tokenFile)
+			token, err := agent.ReadToken(tokenFile, os.Getenv("CREDENTIALS_DIRECTORY"))
 			if err != nil {
 				return err
 			}

@@ -78,6 +78,7 @@ func listPackages(t *testing.T) []goPackage {
 var mayReach = map[string][]string{
 	"ca":                                {"inventory/durable"},
 	"ca/catest":                         {"ca", "inventory/durable"},
+	"ca/ocsp":                           {},
 	"inventory":                         {"inventory/topic"},
 	"inventory/topic":                   {},
 	"inventory/durable":                 {},
@@ -88,6 +89,11 @@ var mayReach = map[string][]string{
 	"templates/*":                       {"templates", "inventory", "inventory/topic", "inventory/durable"},
 	"templates/mosquitto/mosquittotest": {},
 	"enroll":                            {"ca", "inventory", "inventory/topic", "inventory/durable"},
+	"enroll/api":                        {},
+	"enroll/client":                     {"enroll/api"},
+	"enroll/agent":                      {"enroll/client", "enroll/api", "inventory/durable"},
+	"enroll/server":                     {"enroll", "enroll/api", "ca", "ca/ocsp", "inventory", "inventory/topic", "inventory/durable"},
+	"enroll/server/servertest":          {"enroll/server", "enroll", "enroll/api", "ca", "ca/catest", "ca/ocsp", "inventory", "inventory/topic", "inventory/durable", "inventory/boltstore"},
 	"enroll/delivery":                   {"enroll", "templates", "templates/bundle", "ca", "inventory", "inventory/topic", "inventory/durable"},
 	"enroll/intake":                     {"enroll", "ca", "inventory", "inventory/topic", "inventory/durable"},
 }
@@ -108,6 +114,10 @@ var neverReach = []struct{ who, what, why string }{
 	{"templates", "net/http", "an export writes files"},
 	{"enroll", "go.etcd.io/bbolt", "the registrar is given a Store"},
 	{"enroll", "net/http", "the registrar does not know its doors"},
+	{"ca/ocsp", "net/http", "it reads and signs; who asks, and how, is for others"},
+	{"enroll/server", "go.etcd.io/bbolt", "a door does not know where the facts are kept"},
+	{"enroll/agent", "go.etcd.io/bbolt", "the agent has no inventory"},
+	{"cmd/imprint-agent", "github.com/spf13/cobra", "the agent is small"},
 	{"cmd/imprint", "testing", "the test framework is not for production"},
 	{"cmd/imprint", "go.step.sm/crypto/kms", "it links the SDK of every cloud"},
 	{"cmd/imprint", "cloud.google.com/...", "no cloud's SDK"},
@@ -119,6 +129,7 @@ var neverReach = []struct{ who, what, why string }{
 var leaves = map[string][]string{
 	"inventory/topic":   nil,
 	"inventory/durable": {"golang.org/x/sys/unix"},
+	"enroll/api":        nil,
 }
 
 // TestImportDirection keeps the rooms of docs/architecture.md apart, also

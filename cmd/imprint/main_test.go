@@ -28,6 +28,9 @@ const passphrase = "correct horse battery"
 // derivations.
 var template string
 
+// programs is a directory with imprint in it.
+var programs string
+
 func TestMain(m *testing.M) {
 	testscript.Main(setUp{m}, map[string]func(){
 		"imprint": func() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
@@ -48,9 +51,15 @@ func (s setUp) Run() int {
 	if err := os.WriteFile(pass, []byte(passphrase+"\n"), 0o600); err != nil {
 		panic(err)
 	}
+	// Key derivation is tens of times slower under the race detector, and a script
+	// derives dozens of keys: scripts run the program as it is released.
+	programs = filepath.Join(dir, "bin")
+	if out, err := exec.Command("go", "build", "-o", filepath.Join(programs, "imprint"), ".").CombinedOutput(); err != nil {
+		panic(fmt.Sprintf("building imprint: %v\n%s", err, out))
+	}
 	template = filepath.Join(dir, "fleet")
-	if code := run([]string{"--fleet", template, "--passphrase-file", pass, "init", "--name", "acme", "--host", "localhost"}, strings.NewReader(""), io.Discard, os.Stderr); code != 0 {
-		panic(fmt.Sprintf("imprint init: exit code %d", code))
+	if out, err := exec.Command(filepath.Join(programs, "imprint"), "--fleet", template, "--passphrase-file", pass, "init", "--name", "acme", "--host", "localhost").CombinedOutput(); err != nil {
+		panic(fmt.Sprintf("imprint init: %v\n%s", err, out))
 	}
 	return s.M.Run()
 }
@@ -61,6 +70,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
+			env.Setenv("PATH", programs+string(os.PathListSeparator)+env.Getenv("PATH"))
 			if err := os.WriteFile(filepath.Join(env.WorkDir, "pass"), []byte(passphrase+"\n"), 0o600); err != nil {
 				return err
 			}

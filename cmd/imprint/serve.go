@@ -264,14 +264,14 @@ func (s *service) attend(ctx context.Context) {
 		case <-hup:
 			_, _ = daemon.SdNotify(false, daemon.SdNotifyReloading)
 			if err := s.reload(ctx); err != nil {
-				s.log.Error("the configuration was not changed", "err", err)
+				s.log.Error("the configuration was not changed", slog.Any("err", err))
 			} else {
 				s.log.Info("configuration read again")
 			}
 			_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 		case <-tick.C:
 			if err := s.renewOwn(ctx); err != nil {
-				s.log.Error("the server's own certificate cannot be renewed", "err", err, "ends", s.certificate.Load().Leaf.NotAfter)
+				s.log.Error("the server's own certificate cannot be renewed", slog.Any("err", err), slog.Any("ends", s.certificate.Load().Leaf.NotAfter))
 			}
 		}
 	}

@@ -149,7 +149,7 @@ func (o *tokenOptions) token(now time.Time) (inventory.Token, error) {
 	}
 	t.Expires = inventory.UTC(now).Add(time.Duration(life))
 	if t.Role.Enrolls() && t.Limit == 0 {
-		t.Limit = uint32(max(1, len(t.Devices))) //nolint:gosec // a command line has no 2^32 flags
+		t.Limit = uint32(max(1, len(t.Devices)))
 	}
 	return t, nil
 }

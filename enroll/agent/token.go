@@ -13,16 +13,16 @@ import (
 // a service (systemd.exec(5), LoadCredential=).
 const tokenCredential = "imprint-token"
 
-// ReadToken returns the token in a file, or, without one, that of the service. It is
+// ReadToken returns the token in a file, or, without one, that among the credentials
+// of a service, which are in the directory credentials if that is not empty. It is
 // never taken from an argument or the environment, which others can read. Without
 // any it is empty. The error wraps [ErrConfig].
-func ReadToken(path string) (string, error) {
+func ReadToken(path, credentials string) (string, error) {
 	if path == "" {
-		dir := os.Getenv("CREDENTIALS_DIRECTORY")
-		if dir == "" {
+		if credentials == "" {
 			return "", nil
 		}
-		path = filepath.Join(dir, tokenCredential)
+		path = filepath.Join(credentials, tokenCredential)
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			return "", nil
 		}

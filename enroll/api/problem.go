@@ -33,7 +33,7 @@ const (
 	CodeField          = "json.field"
 	CodeCursor         = "cursor.invalid"
 	CodeIdempotency    = "idempotency.mismatch"
-	CodeTokenMissing   = "token.missing"
+	CodeTokenMissing   = "token.missing" //nolint:gosec // it names what is missing
 	CodeTokenInvalid   = "token.invalid"
 	CodeTokenScope     = "token.scope"
 	CodeTokenInURL     = "token.in-url"

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"log/slog"
 	"net/http"
 	"strings"
 
@@ -34,7 +35,7 @@ func (s *Server) notReady(c *call) string {
 	}
 	issuers, err := s.cfg.Registrar.Issuers(c.context())
 	if err != nil {
-		s.log.Error("not ready", "err", err)
+		s.log.Error("not ready", slog.Any("err", err))
 		return "the inventory cannot be read"
 	}
 	active := false

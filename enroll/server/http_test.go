@@ -291,7 +291,7 @@ func TestLongChain(t *testing.T) {
 func TestReady(t *testing.T) {
 	f := servertest.Start(t, servertest.Options{})
 	get := func(url string) (int, string) {
-		resp, err := http.Get(url) //nolint:gosec,noctx // of the test's own server
+		resp, err := http.Get(url) //nolint:noctx // of the test's own server
 		if err != nil {
 			t.Fatal(err)
 		}

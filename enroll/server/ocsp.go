@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"sync"
 	"time"
@@ -269,7 +270,7 @@ func (s *Server) ocspGet(c *call) error {
 func (s *Server) ocsp(c *call, der []byte) error {
 	out, until, err := s.status.ocsp.respond(c.context(), der)
 	if err != nil {
-		s.log.Error("OCSP request cannot be answered", "err", err)
+		s.log.Error("OCSP request cannot be answered", slog.Any("err", err))
 		out = ocsp.TryLater.Response()
 	}
 	if !until.IsZero() { // RFC 5019 §6.2

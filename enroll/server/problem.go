@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"time"
@@ -115,9 +116,9 @@ func (c *call) fail(err error) {
 	c.code = p.code
 	status := api.StatusOf(p.code)
 	if status >= http.StatusInternalServerError {
-		c.srv.log.Error("request failed", "route", c.route.pattern, "err", err)
+		c.srv.log.Error("request failed", slog.Any("route", c.route.pattern), slog.Any("err", err))
 	} else {
-		c.srv.log.Debug("request refused", "route", c.route.pattern, "err", err)
+		c.srv.log.Debug("request refused", slog.Any("route", c.route.pattern), slog.Any("err", err))
 	}
 	h := c.w.Header()
 	if p.retry > 0 {

@@ -123,10 +123,10 @@ func (s *Server) serve(rt *route) http.Handler {
 		}
 		defer func() {
 			if v := recover(); v != nil {
-				if v == http.ErrAbortHandler {
+				if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 					panic(v)
 				}
-				s.log.Error("fault in a handler", "route", rt.pattern, "fault", v, "stack", string(debug.Stack()))
+				s.log.Error("fault in a handler", slog.Any("route", rt.pattern), slog.Any("fault", v), slog.Any("stack", string(debug.Stack())))
 				if !rec.wrote {
 					c.fail(errors.New("fault in a handler"))
 				}

@@ -161,7 +161,7 @@ func (s *Server) Serve(ctx context.Context, l Listeners) error {
 		return fmt.Errorf("serving: %w", err)
 	case <-ctx.Done():
 	}
-	s.log.Info("stopping", "timeout", drainTimeout)
+	s.log.Info("stopping", slog.Any("timeout", drainTimeout))
 	s.status.stopping.Store(true)
 	drain, done := context.WithTimeout(context.Background(), drainTimeout)
 	defer done()

@@ -94,7 +94,7 @@ func (s *statusService) run(ctx context.Context) {
 func (s *statusService) publish(ctx context.Context) {
 	issuers, err := s.registrar.Issuers(ctx)
 	if err != nil {
-		s.log.Error("CRLs cannot be published", "err", err)
+		s.log.Error("CRLs cannot be published", slog.Any("err", err))
 		return
 	}
 	for i := range issuers {
@@ -104,7 +104,7 @@ func (s *statusService) publish(ctx context.Context) {
 		}
 		if err := s.publishOne(ctx, iss); err != nil && ctx.Err() == nil {
 			s.metrics.crlFails.WithLabelValues(iss.Name).Inc()
-			s.log.Error("CRL cannot be published", "issuer", iss.Name, "err", err)
+			s.log.Error("CRL cannot be published", slog.Any("issuer", iss.Name), slog.Any("err", err))
 		}
 		s.measure(iss.Name)
 	}
@@ -128,7 +128,7 @@ func (s *statusService) publishOne(ctx context.Context, iss *inventory.Issuer) e
 		if err := s.files.Save(iss.Name, crl.DER); err != nil {
 			return fmt.Errorf("keeping it: %w", err)
 		}
-		s.log.Info("CRL published", "issuer", iss.Name, "number", crl.Number, "entries", crl.Entries, "next", crl.NextUpdate)
+		s.log.Info("CRL published", slog.Any("issuer", iss.Name), slog.Any("number", crl.Number), slog.Any("entries", crl.Entries), slog.Any("next", crl.NextUpdate))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,7 +161,7 @@ func (s *statusService) measure(issuer string) {
 	age := float64(s.now().Sub(p.ThisUpdate)) / float64(p.NextUpdate.Sub(p.ThisUpdate))
 	s.metrics.crlAge.WithLabelValues(issuer).Set(age)
 	if age > 0.55 { // it is signed anew at 0.5
-		s.log.Warn("CRL is past half of its life and has not been signed anew", "issuer", issuer, "next", p.NextUpdate)
+		s.log.Warn("CRL is past half of its life and has not been signed anew", slog.Any("issuer", issuer), slog.Any("next", p.NextUpdate))
 	}
 }
 
