@@ -42,9 +42,11 @@ type Config struct {
 	// has to do.
 	Broker string `json:"broker,omitempty"`
 
-	// ClientID is the MQTT client ID for that. It must not be the one that the
-	// device itself connects with: that session would end. Default: the device's
-	// ID and "-agent".
+	// ClientID is the MQTT client ID for that. If it were the one that the device
+	// itself connects with, that session would end. Default: the device's ID and
+	// "-agent". A broker that takes the client ID from the certificate, as imprint
+	// configures Mosquitto, ends that session all the same, for the moment of the
+	// trial: the device connects again, as it has to for its new pair anyway.
 	ClientID string `json:"client_id,omitempty"`
 
 	// Hook is a program and its arguments, run without a shell when the pair has

@@ -54,7 +54,7 @@ func TestRenewalsAreSpread(t *testing.T) {
 // never longer than six hours and a tenth, never all at once.
 func TestBackoff(t *testing.T) {
 	for _, asked := range []time.Duration{0, time.Second, time.Hour, 6 * time.Hour} {
-		seen := map[time.Duration]bool{}
+		seen := make(map[time.Duration]bool)
 		for tries := 1; tries < 100; tries++ {
 			w := agent.Backoff(tries, asked)
 			if w < max(asked, 2*time.Second) || w > 7*time.Hour {

@@ -33,10 +33,10 @@ const (
 	CodeField          = "json.field"
 	CodeCursor         = "cursor.invalid"
 	CodeIdempotency    = "idempotency.mismatch"
-	CodeTokenMissing   = "token.missing" //nolint:gosec // it names what is missing
+	CodeTokenMissing   = "token.missing"
 	CodeTokenInvalid   = "token.invalid"
 	CodeTokenScope     = "token.scope"
-	CodeTokenInURL     = "token.in-url"
+	CodeTokenInURL     = "token.in-url" //nolint:gosec // the name of a fault, and no token
 	CodeQuota          = "token.quota"
 	CodeCertMissing    = "cert.missing"
 	CodeCertUnknown    = "cert.unknown"

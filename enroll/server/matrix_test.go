@@ -111,7 +111,7 @@ func TestRoleMatrix(t *testing.T) {
 	f := servertest.Start(t, servertest.Options{Settings: settings})
 	f.Enroll("dev-1")
 	roles := []inventory.Role{inventory.DeviceRole, inventory.StationRole, inventory.BrokerRole, inventory.OperatorRole, inventory.AuditorRole, inventory.AdminRole}
-	tokens := map[inventory.Role]string{}
+	tokens := make(map[inventory.Role]string)
 	for _, r := range roles {
 		tok := inventory.Token{Role: r}
 		if r.Enrolls() {

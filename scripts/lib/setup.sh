@@ -30,6 +30,12 @@ libc6-dev         | stdlib.h               | headers for gcc
 softhsm2          | softhsm2-util          | a PKCS #11 token in software
 opensc            | pkcs11-tool            | looks into that token
 strace            | strace                 | makes a write or an fsync fail
+curl              | curl                   | talks to the server as a script does
+strongswan-pki    | pki                    | an EST client
+libstrongswan-extra-plugins | /usr/lib/ipsec/plugins/libstrongswan-curl.so | lets that client speak HTTPS
+default-jdk-headless | javac               | runs the next one
+libbcpkix-java    | /usr/share/java/bcpkix.jar | another EST client
+swtpm             | swtpm                  | a TPM 2.0 in software
 '
 
 say() { printf '%s\n' "$*"; }
@@ -72,6 +78,7 @@ is_there() {
 	case $probe in
 	'') die 70 "the set-up does not know a package $1" ;;
 	*.h) command -v gcc >/dev/null && echo "#include <$probe>" | gcc -E -xc - >/dev/null 2>&1 ;;
+	/*) [ -e "$probe" ] ;;
 	*) command -v "$probe" >/dev/null ;;
 	esac
 }
