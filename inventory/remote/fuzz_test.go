@@ -105,7 +105,10 @@ func FuzzClient(f *testing.F) {
 				}
 				n++
 			}
-			for range r.Credentials(inventory.CredentialQuery{All: true}) {
+			for _, err := range r.Credentials(inventory.CredentialQuery{All: true}) {
+				if err != nil {
+					break
+				}
 				n++
 			}
 			_, _ = r.Token(inventory.Hash{})
