@@ -24,7 +24,7 @@ readme_commands() {
 			readme_blocks | grep -vE '^(\./scripts/|git clone|cd imprint|go (build|install) )'
 		} >"$dir/readme.sh" || return
 	# Nobody is there to answer a question: end of file, then, not a wait.
-	(cd "$dir/home" && PATH=$dir/bin:$PATH bash -x ../readme.sh </dev/null) || status=1
+	(cd "$dir/home" && PATH=$dir/bin:$PATH timeout 300 bash -x ../readme.sh </dev/null) || status=1
 	rm -rf "$dir"
 	return $status
 }
