@@ -85,7 +85,7 @@ func (a *app) open(ctx context.Context, readOnly bool) (_ *fleet, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f.storeConfig = boltstore.Config{Dir: dir, Instance: instance, Key: key, ReadOnly: readOnly}
+	f.storeConfig = boltstore.Config{Dir: dir, Instance: instance, Key: key, ReadOnly: readOnly, Mapped: a.mapped}
 	if err = f.openStore(ctx); err != nil {
 		return nil, err
 	}
@@ -129,9 +129,13 @@ const socketFile = "imprint.sock"
 // the same then, and nobody waits for anybody's lock.
 func (f *fleet) openStore(ctx context.Context) error {
 	if _, err := f.dir.Stat(socketFile); err == nil {
-		if s, err := remote.Dial(ctx, filepath.Join(f.dir.Path(), socketFile)); err == nil {
+		s, err := remote.Dial(ctx, filepath.Join(f.dir.Path(), socketFile))
+		if err == nil {
 			f.store = servedStore{s}
 			return nil
+		}
+		if !errors.Is(err, remote.ErrNoServer) {
+			return err
 		}
 		// It was left behind by a server that is dead.
 	}

@@ -162,6 +162,7 @@ type app struct {
 	passphraseFile string
 
 	passphrase []byte // read once
+	mapped     int64  // of boltstore.Config; a server has another one
 }
 
 func (a *app) checkFlags() error {

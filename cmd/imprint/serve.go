@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -95,6 +96,10 @@ func (a *app) serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
+	a.mapped = -1
+	// What lives is small, and what is made for a request is garbage right after:
+	// collecting it less often costs some tens of MiB.
+	debug.SetGCPercent(400)
 	f, err := a.openFleet(ctx)
 	if err != nil {
 		return err

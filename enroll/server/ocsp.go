@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +18,12 @@ import (
 	"github.com/imprint-iot/imprint/enroll"
 	"github.com/imprint-iot/imprint/enroll/api"
 	"github.com/imprint-iot/imprint/inventory"
+)
+
+// An OCSP request in a path is everything after the prefix.
+const (
+	ocspPrefix  = "/ocsp/"
+	ocspPattern = ocspPrefix + "{request...}"
 )
 
 // ocspBody is the size of the largest OCSP request, in bytes.
@@ -260,7 +267,7 @@ func (s *Server) ocspPost(c *call) error {
 // ocspGet takes a request from the path, in base64 (RFC 6960 appendix A.1). Some
 // clients escape it, and some do not.
 func (s *Server) ocspGet(c *call) error {
-	der, err := base64.StdEncoding.DecodeString(c.PathValue("request"))
+	der, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(c.URL.Path, ocspPrefix))
 	if err != nil {
 		der = nil // malformed, and that is what the answer says
 	}

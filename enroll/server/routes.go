@@ -84,31 +84,33 @@ func (s *Server) handler(plain bool) http.Handler {
 		}}))
 	}
 	mux.Handle("/", s.serve(&route{pattern: "/", handle: func(*call) error { return problemf(api.CodeRouteUnknown, "there is nothing here") }}))
-	return exactPath(mux)
+	var ocsp http.Handler
+	for i := range s.routes {
+		if rt := &s.routes[i]; rt.pattern == ocspPattern {
+			ocsp = s.serve(rt)
+		}
+	}
+	return exactPath(mux, ocsp)
 }
 
 // exactPath keeps ServeMux from redirecting to a cleaned path: a path that is not
 // written as it is in the table is not there, so that nobody decides on another
-// path than the one that is served.
-func exactPath(mux *http.ServeMux) http.Handler {
+// path than the one that is served. An OCSP request in the path is base64, in which
+// "//" is nothing to clean.
+func exactPath(mux *http.ServeMux, ocsp http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := r.URL.EscapedPath()
+		if r.Method == http.MethodGet && strings.HasPrefix(path, ocspPrefix) {
+			ocsp.ServeHTTP(w, r)
+			return
+		}
 		if strings.Contains(path, "//") || strings.Contains(path, "/.") && !strings.HasPrefix(path, "/.well-known/") || strings.Contains(path, "/./") ||
-			strings.Contains(path, "/..") || strings.ContainsAny(path, ";\\") || unsafeEscape(path) {
+			strings.Contains(path, "/..") || strings.ContainsAny(path, ";\\%") {
 			r = r.Clone(r.Context())
 			r.URL.Path, r.URL.RawPath = "/", ""
 		}
 		mux.ServeHTTP(w, r)
 	})
-}
-
-// unsafeEscape reports an escaped path that would mean something else once it is
-// decoded. The base64 of an OCSP request may hold escaped "/", "+" and "=".
-func unsafeEscape(path string) bool {
-	if strings.HasPrefix(path, "/ocsp/") {
-		path = strings.NewReplacer("%2F", "", "%2f", "", "%2B", "", "%2b", "", "%3D", "", "%3d", "").Replace(path)
-	}
-	return strings.Contains(path, "%")
 }
 
 // serve runs one route: limits, fences, recognition, role, and only then the

@@ -182,7 +182,7 @@ func (s *Server) statusRoutes() []route {
 	return []route{
 		{method: http.MethodGet, pattern: "/crl/{file}", plain: true, handle: s.crl},
 		{method: http.MethodPost, pattern: "/ocsp", plain: true, body: ocspBody, handle: s.ocspPost},
-		{method: http.MethodGet, pattern: "/ocsp/{request...}", plain: true, handle: s.ocspGet},
+		{method: http.MethodGet, pattern: ocspPattern, plain: true, handle: s.ocspGet},
 	}
 }
 

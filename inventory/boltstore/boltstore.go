@@ -66,6 +66,12 @@ type Config struct {
 	// but not while one writes.
 	ReadOnly bool
 
+	// Mapped is how much of the database may stay mapped into the process, in
+	// bytes. Zero means 32 MiB, for a command that reads all of a large fleet once;
+	// a server, which looks at the same pages again and again, sets a negative
+	// number, which is no limit.
+	Mapped int64
+
 	// Wait is how long to wait for another process. Zero means 2 s.
 	Wait time.Duration
 
@@ -93,6 +99,9 @@ type Store struct {
 
 var _ inventory.Store = (*Store)(nil)
 
+// defaultMapped is the default of Config.Mapped.
+const defaultMapped = 32 << 20
+
 // initialMap is the address space taken for the database at once, so that it is
 // never mapped again while it grows: that would make every writer wait for all
 // reads to end, and a write inside a read wait for ever. It costs no memory.
@@ -114,7 +123,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	key := derive(cfg.Key, "record")
 	s.sealers.New = func() any {
 		seal := newSealer(key)
-		seal.trim = s.trim
+		if cfg.Mapped >= 0 {
+			seal.trim = s.trim
+		}
 		return seal
 	}
 	if err := s.open(ctx); err != nil {
@@ -132,6 +143,9 @@ func (cfg *Config) check() error {
 		return errors.New("Config.Key and Config.Instance must be set")
 	case cfg.Create && cfg.ReadOnly:
 		return errors.New("Config.Create and Config.ReadOnly exclude each other")
+	}
+	if cfg.Mapped == 0 {
+		cfg.Mapped = defaultMapped
 	}
 	if cfg.Wait == 0 {
 		cfg.Wait = 2 * time.Second

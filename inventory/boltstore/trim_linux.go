@@ -8,10 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mappedBudget is how much of the database may be mapped into the process before
-// it is let go, in bytes.
-const mappedBudget = 32 << 20
-
 // trim lets go of the pages of the database that are mapped into the process, if
 // there are many. They stay in the kernel's cache, and come back when they are
 // looked at again. Without it, whoever reads the whole fleet once holds all of the
@@ -21,7 +17,7 @@ const mappedBudget = 32 << 20
 // mapping must not move meanwhile: it does not while the file is smaller than
 // initialMap, and a larger file is left alone.
 func (s *Store) trim() {
-	if mappedPages()*os.Getpagesize() < mappedBudget {
+	if int64(mappedPages())*int64(os.Getpagesize()) < s.cfg.Mapped {
 		return
 	}
 	info, err := s.cfg.Dir.Stat(databaseFile)
