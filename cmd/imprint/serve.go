@@ -98,8 +98,10 @@ func (a *app) serve(ctx context.Context, o serveOptions) error {
 	}
 	a.mapped = -1
 	// What lives is small, and what is made for a request is garbage right after:
-	// collecting it less often costs some tens of MiB.
+	// collecting it less often costs some tens of MiB. With many connections what
+	// lives is not small any more, and is collected as often as ever.
 	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(352 << 20)
 	f, err := a.openFleet(ctx)
 	if err != nil {
 		return err

@@ -117,11 +117,11 @@ func kill(fleet, program string, times int) error {
 		if s, err = start(fleet, program); err != nil {
 			return err
 		}
+		acked += len(got)
 		n, err := check(fleet, s.addr, config, devices, got)
 		if err != nil {
 			return fmt.Errorf("round %d: %w", round+1, err)
 		}
-		acked += len(got)
 		retried += n
 	}
 	_ = s.cmd.Process.Kill()
