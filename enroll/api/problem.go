@@ -32,7 +32,6 @@ const (
 	CodeUnknownField   = "json.unknown_field"
 	CodeField          = "json.field"
 	CodeCursor         = "cursor.invalid"
-	CodeIdempotency    = "idempotency.mismatch"
 	CodeTokenMissing   = "token.missing"
 	CodeTokenInvalid   = "token.invalid"
 	CodeTokenScope     = "token.scope"
@@ -54,7 +53,6 @@ const (
 	CodeNotApproved    = "approval.denied"
 	CodeFull           = "store.full"
 	CodeBusy           = "store.busy"
-	CodeStopping       = "server.stopping"
 	CodeNotImplemented = "request.not-implemented"
 	CodeInternal       = "internal"
 )
@@ -91,8 +89,6 @@ func meaningOf(code string) meaning {
 		return meaning{http.StatusBadRequest, "A value is not what it must be"}
 	case CodeCursor:
 		return meaning{http.StatusBadRequest, "The cursor is not one that was given out here"}
-	case CodeIdempotency:
-		return meaning{http.StatusUnprocessableEntity, "The Idempotency-Key was used for another request"}
 	case CodeTokenMissing, CodeCertMissing:
 		return meaning{http.StatusUnauthorized, "Nothing says who asks"}
 	case CodeTokenInvalid:
@@ -129,7 +125,7 @@ func deviceMeaning(code string) meaning {
 		return meaning{http.StatusAccepted, "Waits for approval"}
 	case CodeNotApproved:
 		return meaning{http.StatusForbidden, "The enrollment was not approved"}
-	case CodeFull, CodeBusy, CodeStopping:
+	case CodeFull, CodeBusy:
 		return meaning{http.StatusServiceUnavailable, "Not now"}
 	case CodeNotImplemented:
 		return meaning{http.StatusNotImplemented, "This is not offered"}
