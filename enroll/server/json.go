@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"strings"
@@ -30,7 +31,7 @@ func (c *call) decode(v any) error {
 	}
 	err := jsonv2.Unmarshal(c.body, v, jsonv2.RejectUnknownMembers(true))
 	if err == nil {
-		return nil
+		return noNull(c.body)
 	}
 	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
 		if errors.Is(err, jsontext.ErrDuplicateName) {
@@ -45,6 +46,21 @@ func (c *call) decode(v any) error {
 		return problemf(api.CodeField, "at %.100s: not a value of this kind", semantic.JSONPointer)
 	}
 	return problemf(api.CodeJSON, "")
+}
+
+// noNull refuses null where a value is meant: it would be read as none at all. The
+// body has been read once, so it has no fault but that.
+func noNull(body []byte) error {
+	dec := jsontext.NewDecoder(bytes.NewReader(body))
+	for {
+		t, err := dec.ReadToken()
+		if err != nil {
+			return nil //nolint:nilerr // the end
+		}
+		if t.Kind() == 'n' {
+			return problemf(api.CodeField, "at %.100s: null is no value", dec.StackPointer())
+		}
+	}
 }
 
 func firstByte(b []byte) byte {

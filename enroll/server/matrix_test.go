@@ -162,6 +162,7 @@ func TestStrictJSON(t *testing.T) {
 		{"api-005: a long text", `{"id":"` + strings.Repeat("a", 70_000) + `"}`, api.CodeTooLarge},
 		{"api-005: a number", `{"id":1e999}`, api.CodeField},
 		{"api-007: null", `null`, api.CodeField}, {"api-007: array", `[]`, api.CodeField}, {"api-007: text", `""`, api.CodeField},
+		{"api-007: null for a text", `{"id":"a1","group":null}`, api.CodeField},
 		{"empty", ``, api.CodeField}, {"no id", `{}`, api.CodeField}, {"a wild id", `{"id":"#"}`, api.CodeField},
 		{"an unknown profile", `{"id":"a1","profile":"none"}`, api.CodeUnknown},
 	} {

@@ -229,8 +229,8 @@ func (s *Server) turn(c *call, step func(id inventory.DeviceID, why because) err
 	if err != nil {
 		return err
 	}
-	var why because
-	if err := c.decode(&why); err != nil {
+	why, err := c.because()
+	if err != nil {
 		return err
 	}
 	if err := step(id, why); err != nil {
@@ -272,6 +272,19 @@ func (s *Server) retireDevice(c *call) error {
 		_, err := s.cfg.Registrar.Retire(c.context(), c.who.Name(), why.text(), id)
 		return err
 	})
+}
+
+// because reads why something is done. It is checked here, because an act that
+// changes nothing leaves no entry in the log, which would check it.
+func (c *call) because() (because, error) {
+	var b because
+	if err := c.decode(&b); err != nil {
+		return b, err
+	}
+	if len(b.Reason) > 256 || len(b.Note) > 256 {
+		return b, problemf(api.CodeField, "a reason or a note of more than 256 bytes")
+	}
+	return b, nil
 }
 
 // text is what is written into the audit log.
@@ -412,8 +425,8 @@ func (s *Server) revokeToken(c *call) error {
 	if err != nil {
 		return err
 	}
-	var why because
-	if err := c.decode(&why); err != nil {
+	why, err := c.because()
+	if err != nil {
 		return err
 	}
 	t, err := s.cfg.Registrar.FindToken(c.context(), id)
@@ -465,8 +478,8 @@ func (s *Server) decide(c *call, grant bool) error {
 	if err != nil {
 		return err
 	}
-	var why because
-	if err := c.decode(&why); err != nil {
+	why, err := c.because()
+	if err != nil {
 		return err
 	}
 	a, err := s.cfg.Registrar.Approve(c.context(), c.who.Name(), why.text(), key, grant)

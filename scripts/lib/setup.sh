@@ -35,6 +35,7 @@ strongswan-pki    | pki                    | an EST client
 libstrongswan-extra-plugins | /usr/lib/ipsec/plugins/libstrongswan-curl.so | lets that client speak HTTPS
 default-jdk-headless | javac               | runs the next one
 libbcpkix-java    | /usr/share/java/bcpkix.jar | another EST client
+python3-venv      | /usr/share/doc/python3-venv/copyright | runs what comes from PyPI
 swtpm             | swtpm                  | a TPM 2.0 in software
 '
 
