@@ -122,8 +122,8 @@ func (c *call) onlyParameters(names ...string) error {
 		for _, n := range names {
 			known = known || n == name
 		}
-		if !known || len(values) > 1 {
-			return problemf(api.CodeField, "parameter %.64q: want each of %v at most once", name, names)
+		if !known || len(values) > 1 || values[0] == "" {
+			return problemf(api.CodeField, "parameter %.64q: want each of %v at most once, with a value", name, names)
 		}
 	}
 	return nil
