@@ -406,7 +406,7 @@ func TestGenerateKey(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		policy := anyKey()
+		policy := ca.AnyKey()
 		if alg != "" {
 			policy.Allow = []ca.KeyAlgorithm{alg}
 		}
@@ -443,7 +443,7 @@ func TestFIPS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		profile := catest.Profile(t, ca.Config{Keys: anyKey().Allow})
+		profile := catest.Profile(t, ca.Config{Keys: ca.AnyKey().Allow})
 		req, err := ca.ParseRequest(catest.CSR(t, catest.Key(t, alg), "dev-1"), profile.KeyPolicy())
 		if err != nil {
 			t.Fatal(err)

@@ -108,3 +108,14 @@ func FuzzParseCertsOnly(f *testing.F) {
 		_, _ = api.ParseToken(string(b))
 	})
 }
+
+func TestRedact(t *testing.T) {
+	text := api.TokenText(make([]byte, 32))
+	for in, want := range map[string]string{
+		"nothing": "nothing", "/v1/" + text + "/x": "/v1/imp_[redacted]/x", text + text: "imp_[redacted]imp_[redacted]", "imp_": "imp_[redacted]",
+	} {
+		if got := api.Redact(in); strings.Contains(got, text[4:]) || in != text+text && got != want {
+			t.Errorf("%q becomes %q", in, got)
+		}
+	}
+}

@@ -45,6 +45,26 @@ func ParseToken(text string) (Token, error) {
 // TokenText returns the text form of the 32 octets of a token.
 func TokenText(secret []byte) string { return TokenPrefix + strict.EncodeToString(secret) }
 
+// Redact removes tokens from a text, wherever somebody has put them: into a path, a
+// name, a body. It is for what is logged and for what is answered.
+func Redact(text string) string {
+	if !strings.Contains(text, TokenPrefix) {
+		return text
+	}
+	parts := strings.Split(text, TokenPrefix)
+	for i, p := range parts[1:] {
+		end := strings.IndexFunc(p, func(r rune) bool { return !strings.ContainsRune(alphabet, r) })
+		if end < 0 {
+			end = len(p)
+		}
+		parts[i+1] = redacted + p[end:]
+	}
+	return strings.Join(parts, TokenPrefix)
+}
+
+// alphabet is that of base64url.
+const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
 // Reveal returns the 32 octets.
 func (t Token) Reveal() []byte {
 	if t.secret == nil {

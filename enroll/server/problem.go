@@ -113,12 +113,14 @@ func isA[E error](err error) bool {
 // fail tells a peer of an error, and the log of all of it.
 func (c *call) fail(err error) {
 	p := toProblem(err)
+	p.detail = api.Redact(p.detail)
 	c.code = p.code
+	text := api.Redact(err.Error())
 	status := api.StatusOf(p.code)
 	if status >= http.StatusInternalServerError {
-		c.srv.log.Error("request failed", slog.Any("route", c.route.pattern), slog.Any("err", err))
+		c.srv.log.Error("request failed", slog.Any("route", c.route.pattern), slog.String("err", text))
 	} else {
-		c.srv.log.Debug("request refused", slog.Any("route", c.route.pattern), slog.Any("err", err))
+		c.srv.log.Debug("request refused", slog.Any("route", c.route.pattern), slog.String("err", text))
 	}
 	h := c.w.Header()
 	if p.retry > 0 {

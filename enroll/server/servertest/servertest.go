@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -39,6 +40,8 @@ type Options struct {
 	Now      func() time.Time // nil means time.Now
 	Grace    time.Duration    // of the profile default
 	Validity ca.Duration      // of device certificates
+
+	Log *slog.Logger // nil means none
 
 	// Wrap, if it is set, stands between the registrar and the store.
 	Wrap func(inventory.Store) inventory.Store
@@ -134,7 +137,7 @@ func Start(tb testing.TB, o Options) *Fleet {
 	pair := f.own()
 	f.Server, err = server.New(server.Config{
 		Registrar: f.Registrar, Certificate: func() (*tls.Certificate, error) { return pair, nil },
-		CRLs: &crls{der: map[string][]byte{}}, Settings: o.Settings, Now: o.Now,
+		CRLs: &crls{der: map[string][]byte{}}, Settings: o.Settings, Now: o.Now, Log: o.Log,
 	})
 	if err != nil {
 		tb.Fatal(err)
