@@ -33,6 +33,7 @@ type running struct {
 	t     *testing.T
 	dir   string // has fleet and pass
 	cmd   *exec.Cmd
+	ended chan error // the end of cmd
 	log   *lockedBuffer
 	https string // host:port
 	http  string
@@ -89,6 +90,7 @@ func (r *running) start(args ...string) {
 	}
 	done := make(chan error, 1)
 	cmd := r.cmd
+	r.ended = done
 	go func() { done <- cmd.Wait() }()
 	r.t.Cleanup(func() { _ = cmd.Process.Kill() })
 	deadline := time.Now().Add(30 * time.Second)
@@ -172,12 +174,10 @@ func (r *running) stop(sig os.Signal) int {
 	if err := r.cmd.Process.Signal(sig); err != nil {
 		r.t.Fatal(err)
 	}
-	deadline := time.Now().Add(30 * time.Second)
-	for r.cmd.ProcessState == nil {
-		if time.Now().After(deadline) {
-			r.t.Fatalf("imprint serve does not end\n%s", r.log)
-		}
-		time.Sleep(10 * time.Millisecond)
+	select {
+	case <-r.ended:
+	case <-time.After(30 * time.Second):
+		r.t.Fatalf("imprint serve does not end\n%s", r.log)
 	}
 	return r.cmd.ProcessState.ExitCode()
 }

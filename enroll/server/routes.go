@@ -239,8 +239,11 @@ func (c *call) context() context.Context { return context.WithoutCancel(c.Reques
 func (s *Server) finish(c *call, rec *recorder, took time.Duration) {
 	s.metrics.request(c.route.pattern, c.Method, rec.status, took)
 	level := slog.LevelInfo
-	if rec.status >= 500 {
+	switch {
+	case rec.status >= 500:
 		level = slog.LevelError
+	case c.route.plain: // CRLs, OCSP and health: many, and about nobody
+		level = slog.LevelDebug
 	}
 	if !s.log.Enabled(c.Request.Context(), level) {
 		return
