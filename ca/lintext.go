@@ -3,6 +3,8 @@ package ca
 import (
 	"bytes"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"slices"
 )
 
@@ -84,6 +86,9 @@ func (i *Issuer) lintExtensions(c *x509.Certificate, p *Profile, b *blueprint) *
 			return lintErr("extensions", "%s is not as it was built", id)
 		}
 	}
+	if p.config.Kind == KindResponder && !hasExtension(c, oidOCSPNoCheck) {
+		return lintErr("extensions", "a responder without id-pkix-ocsp-nocheck")
+	}
 	if len(c.UnhandledCriticalExtensions) > 0 {
 		return lintErr("extensions", "a critical extension that nobody understands")
 	}
@@ -92,4 +97,8 @@ func (i *Issuer) lintExtensions(c *x509.Certificate, p *Profile, b *blueprint) *
 		return lintErr("extensions", "the URLs are not those of the profile")
 	}
 	return nil
+}
+
+func hasExtension(c *x509.Certificate, id asn1.ObjectIdentifier) bool {
+	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(id) })
 }

@@ -290,3 +290,15 @@ func FuzzParseRequest(f *testing.F) {
 		}
 	})
 }
+
+// rev-016: an answer that nobody would believe is not signed.
+func TestEndedResponder(t *testing.T) {
+	p := newPKI(t, ecKey(t, elliptic.P256()))
+	r, err := ocsp.NewResponder(p.responder, p.key, p.issuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := r.Sign(nil, nil, r.Until().Add(time.Second)); err == nil || answer != nil {
+		t.Error("rev-016: signed with a certificate that has ended")
+	}
+}

@@ -62,7 +62,8 @@ func malformed(what string) error { return fmt.Errorf("%s: %w", what, ErrRequest
 func context(n uint8) cbasn1.Tag { return cbasn1.Tag(n).ContextSpecific().Constructed() }
 
 // ParseRequest reads an OCSPRequest in DER. A signature on it is not looked at:
-// whoever asks may know the answer. The error wraps [ErrRequest].
+// whoever asks may know the answer. What is returned shares memory with der. The
+// error wraps [ErrRequest].
 func ParseRequest(der []byte) (*Request, error) {
 	if len(der) > MaxRequestSize {
 		return nil, malformed("too large")
@@ -104,7 +105,10 @@ func ParseRequest(der []byte) (*Request, error) {
 		}
 		r.IDs = append(r.IDs, id)
 	}
-	return r, r.readExtensions(&tbs)
+	if err := r.readExtensions(&tbs); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 func readCertID(in *cryptobyte.String) (CertID, error) {

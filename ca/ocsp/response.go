@@ -134,7 +134,13 @@ func (r *Responder) algorithm() error {
 // The signature is not verified before it leaves, as that of a certificate is:
 // that would cost three times what signing costs, and a responder's key is good
 // for a month and for nothing else.
+//
+// It refuses to sign after the responder's certificate has ended, when nobody would
+// believe it.
 func (r *Responder) Sign(singles []Single, nonce []byte, producedAt time.Time) ([]byte, error) {
+	if producedAt.After(r.until) {
+		return nil, fmt.Errorf("signing OCSP answer: the responder's certificate ended %s", r.until.UTC().Format(time.RFC3339))
+	}
 	var data cryptobyte.Builder
 	data.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1(context(2), func(b *cryptobyte.Builder) { b.AddASN1OctetString(r.keyHash[:]) }) // byKey
