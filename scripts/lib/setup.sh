@@ -33,6 +33,7 @@ strace            | strace                 | makes a write or an fsync fail
 curl              | curl                   | talks to the server as a script does
 strongswan-pki    | pki                    | an EST client
 libstrongswan-extra-plugins | /usr/lib/ipsec/plugins/libstrongswan-curl.so | lets that client speak HTTPS
+libstrongswan-standard-plugins | /usr/lib/ipsec/plugins/libstrongswan-openssl.so | lets it sign with elliptic curves
 default-jdk-headless | javac               | runs the next one
 libbcpkix-java    | /usr/share/java/bcpkix.jar | another EST client
 python3-venv      | /usr/share/doc/python3-venv/copyright | runs what comes from PyPI
