@@ -33,7 +33,7 @@ type running struct {
 	t     *testing.T
 	dir   string // has fleet and pass
 	cmd   *exec.Cmd
-	ended chan error // the end of cmd
+	ended chan struct{} // closed when cmd has
 	log   *lockedBuffer
 	https string // host:port
 	http  string
@@ -88,10 +88,11 @@ func (r *running) start(args ...string) {
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
-	done := make(chan error, 1)
+	done := make(chan struct{})
+	var waited error
 	cmd := r.cmd
 	r.ended = done
-	go func() { done <- cmd.Wait() }()
+	go func() { waited = cmd.Wait(); close(done) }()
 	r.t.Cleanup(func() { _ = cmd.Process.Kill() })
 	deadline := time.Now().Add(30 * time.Second)
 	for {
@@ -100,8 +101,8 @@ func (r *running) start(args ...string) {
 			return
 		}
 		select {
-		case err := <-done:
-			r.t.Fatalf("imprint serve ended: %v\n%s", err, r.log)
+		case <-done:
+			r.t.Fatalf("imprint serve ended: %v\n%s", waited, r.log)
 		case <-time.After(20 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
