@@ -31,7 +31,8 @@ type Config struct {
 	State  string `json:"state"`  // directory of the agent's own
 
 	// Key is how private keys are made: "file" (default) in the state directory,
-	// "tpm:PATH" by the TPM 2.0 at PATH, as /dev/tpmrm0; see [newKey].
+	// "tpm:PATH" by the TPM 2.0 at PATH, as /dev/tpmrm0, or, in builds with -tags
+	// pkcs11, a PKCS #11 URI (RFC 7512) with a token and a pin-source.
 	Key string `json:"key,omitempty"`
 
 	// Algorithm is that of a key: P-256 (default) or P-384.

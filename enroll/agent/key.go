@@ -22,11 +22,18 @@ import (
 // errKey reports a key that cannot be made or used.
 var errKey = errors.New("key")
 
-const tpmPrefix = "tpm:"
+const (
+	tpmPrefix   = "tpm:"
+	tokenPrefix = "pkcs11:"
+)
+
+// tokenKeyType is the type of the PEM block that names a key on a PKCS #11 token.
+const tokenKeyType = "PKCS11 KEY NAME"
 
 // newKey makes a private key and returns what is kept of it, PEM: PKCS #8 for a
-// key in a file, or, for one that a TPM made and that never leaves it, the TSS2
-// PRIVATE KEY form, which only that TPM can use.
+// key in a file; for one that a TPM made and that never leaves it, the TSS2
+// PRIVATE KEY form, which only that TPM can use; for one on a PKCS #11 token, its
+// name there.
 func newKey(kind, algorithm string) ([]byte, error) {
 	curve := elliptic.P256()
 	if algorithm == "P-384" {
@@ -35,8 +42,11 @@ func newKey(kind, algorithm string) ([]byte, error) {
 	if path, ok := strings.CutPrefix(kind, tpmPrefix); ok {
 		return newTPMKey(path, curve.Params().BitSize)
 	}
+	if strings.HasPrefix(kind, tokenPrefix) {
+		return newTokenKey(kind, algorithm)
+	}
 	if kind != "" && kind != "file" {
-		return nil, fmt.Errorf("%w: %.60q: want file or tpm:PATH", ErrConfig, kind)
+		return nil, fmt.Errorf("%w: key %.60q: want file, tpm:PATH or a pkcs11: URI", ErrConfig, kind)
 	}
 	key, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
@@ -84,8 +94,11 @@ func readKey(kind string, text []byte) (crypto.Signer, error) {
 	if block == nil {
 		return nil, fmt.Errorf("%w: it is not in PEM", errKey)
 	}
-	if block.Type == "TSS2 PRIVATE KEY" {
+	switch block.Type {
+	case "TSS2 PRIVATE KEY":
 		return readTPMKey(kind, text)
+	case tokenKeyType:
+		return readTokenKey(kind, string(block.Bytes))
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
@@ -115,6 +128,15 @@ func readTPMKey(kind string, text []byte) (crypto.Signer, error) {
 		return nil, fmt.Errorf("%w: %w", errKey, err)
 	}
 	return &tpmSigner{path: path, key: key, public: pub}, nil
+}
+
+// removeKey removes what a pair's files do not hold: a key on a token. A TPM keeps
+// nothing.
+func removeKey(kind string, text []byte) error {
+	if block, _ := pem.Decode(text); block != nil && block.Type == tokenKeyType {
+		return removeTokenKey(kind, string(block.Bytes))
+	}
+	return nil
 }
 
 // request makes a certification request for the device. Its name is all that it

@@ -340,7 +340,7 @@ func (a *agent) settle(ctx context.Context, n int, all []int) error {
 		if old == n {
 			continue
 		}
-		if err := a.dir.RemoveAll(filepath.Join(pairsDir, strconv.Itoa(old))); err != nil {
+		if err := a.removePair(old); err != nil {
 			return err
 		}
 		if err := a.stop("removed"); err != nil {
@@ -348,4 +348,16 @@ func (a *agent) settle(ctx context.Context, n int, all []int) error {
 		}
 	}
 	return nil
+}
+
+// removePair removes a pair that has ended. A key that stays on its token takes room
+// there and does no harm.
+func (a *agent) removePair(n int) error {
+	name := filepath.Join(pairsDir, strconv.Itoa(n))
+	if text, err := a.dir.ReadFile(filepath.Join(name, keyFile), maxPEM); err == nil {
+		if err := removeKey(a.cfg.Key, text); err != nil {
+			a.log.Warn("the old key is still on the token", slog.Any("err", err))
+		}
+	}
+	return a.dir.RemoveAll(name)
 }
