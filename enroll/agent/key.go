@@ -28,7 +28,7 @@ const (
 )
 
 // tokenKeyType is the type of the PEM block that names a key on a PKCS #11 token.
-const tokenKeyType = "PKCS11 KEY NAME"
+const tokenKeyType = "PKCS11 KEY NAME" //nolint:gosec // the type of a block, and no secret
 
 // newKey makes a private key and returns what is kept of it, PEM: PKCS #8 for a
 // key in a file; for one that a TPM made and that never leaves it, the TSS2
