@@ -58,8 +58,12 @@ type usageError struct{ error }
 // A configError is a fleet directory, or a configuration, that cannot be used.
 type configError struct{ error }
 
-func (e configError) Unwrap() error { return e.error }
-func (e usageError) Unwrap() error  { return e.error }
+// An interruptedError says what a signal has cut short.
+type interruptedError struct{ error }
+
+func (e configError) Unwrap() error    { return e.error }
+func (e usageError) Unwrap() error     { return e.error }
+func (interruptedError) Unwrap() error { return context.Canceled }
 
 func configErrorf(format string, args ...any) error {
 	return configError{fmt.Errorf(format, args...)}

@@ -209,6 +209,8 @@ func (s *service) run(ctx context.Context, l server.Listeners) error {
 	}
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
+	ctx, drain := context.WithCancel(ctx)
+	defer drain()
 	local := make(chan error, 1)
 	go func() {
 		local <- remote.Serve(work, socket, s.store, remote.Extra{
@@ -220,16 +222,37 @@ func (s *service) run(ctx context.Context, l server.Listeners) error {
 	s.ready(l)
 	done := make(chan error, 1)
 	go func() { done <- s.server.Serve(ctx, l) }()
-	select {
-	case err = <-done:
-	case err = <-local:
-		err = cmp.Or(err, errors.New("admin socket has closed"))
-	case <-s.secondSignal(ctx):
-		return errors.New("stopped at once: requests under way were dropped")
+	return s.wait(ctx, waits{done: done, local: local, drain: drain, stop: stop})
+}
+
+// waits are what the end of a server depends on.
+type waits struct {
+	done, local <-chan error // the server has ended; the admin socket has
+	drain, stop func()       // end the one; end the other
+}
+
+// wait returns when all has ended. Without its admin socket a server would go on
+// where nobody can revoke anything beside it, so both end then.
+func (s *service) wait(ctx context.Context, w waits) error {
+	again := s.secondSignal(ctx)
+	var lost error
+	for {
+		select {
+		case err := <-w.done:
+			w.stop()
+			if w.local != nil {
+				lost = <-w.local
+			}
+			s.log.Info("stopped")
+			return errors.Join(err, lost)
+		case err := <-w.local:
+			lost = cmp.Or(err, errors.New("the admin socket has closed"))
+			w.local = nil
+			w.drain()
+		case <-again:
+			return interruptedError{errors.New("stopped at once: requests under way were dropped")}
+		}
 	}
-	stop()
-	s.log.Info("stopped")
-	return errors.Join(err, <-local)
 }
 
 // ready tells people, and systemd, that the server answers.
@@ -270,22 +293,28 @@ func (s *service) attend(ctx context.Context) {
 			return
 		case <-hup:
 			_, _ = daemon.SdNotify(false, daemon.SdNotifyReloading)
-			if err := s.reload(ctx); err != nil {
+			if err := s.reload(); err != nil {
 				s.log.Error("the configuration was not changed", slog.Any("err", err))
 			} else {
 				s.log.Info("configuration read again")
 			}
+			s.keepOwn(ctx)
 			_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 		case <-tick.C:
-			if err := s.renewOwn(ctx); err != nil {
-				s.log.Error("the server's own certificate cannot be renewed", slog.Any("err", err), slog.Any("ends", s.certificate.Load().Leaf.NotAfter))
-			}
+			s.keepOwn(ctx)
 		}
 	}
 }
 
+// keepOwn is renewOwn while the server runs: it goes on with the certificate it has.
+func (s *service) keepOwn(ctx context.Context) {
+	if err := s.renewOwn(ctx); err != nil {
+		s.log.Error("the server's own certificate cannot be renewed", slog.Any("err", err), slog.Any("ends", s.certificate.Load().Leaf.NotAfter))
+	}
+}
+
 // reload takes over limits, labels and makers from imprint.yaml, all or none.
-func (s *service) reload(ctx context.Context) error {
+func (s *service) reload() error {
 	cfg, instance, err := loadConfig(s.dir)
 	if err != nil {
 		return err
@@ -301,7 +330,7 @@ func (s *service) reload(ctx context.Context) error {
 		return configError{err}
 	}
 	s.SetMakers(makers)
-	return s.renewOwn(ctx)
+	return nil
 }
 
 // watchedStore tells the server of revocations, whoever makes them.

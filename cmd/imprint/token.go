@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -96,12 +98,7 @@ known yet. The other roles are for brokers and people.`,
 				return err
 			}
 			defer f.Close()
-			secret, made, err := f.MakeToken(cmd.Context(), actor(), o.reason, t)
-			if err != nil {
-				return err
-			}
-			defer secret.Wipe()
-			return a.printToken(made, api.TokenText(secret.Reveal()), o.out)
+			return a.createToken(cmd.Context(), f, t, o)
 		},
 	}
 	flags := cmd.Flags()
@@ -154,21 +151,36 @@ func (o *tokenOptions) token(now time.Time) (inventory.Token, error) {
 	return t, nil
 }
 
-// printToken shows a token that was just made, for the only time.
-func (a *app) printToken(t inventory.Token, text, out string) error {
-	v := a.viewToken(t)
-	if out != "" {
-		if err := writeOut(out, []byte(text+"\n"), 0o600); err != nil {
+// createToken makes a token and shows it, for the only time. A token that could not
+// be handed over is ended: nobody has it, and nobody would miss it.
+func (a *app) createToken(ctx context.Context, f *fleet, t inventory.Token, o tokenOptions) (err error) {
+	var file *outFile
+	if o.out != "" {
+		if file, err = createOut(o.out, 0o600); err != nil {
 			return err
 		}
+		defer func() { err = errors.Join(err, file.close()) }()
+	}
+	secret, made, err := f.MakeToken(ctx, actor(), o.reason, t)
+	if err != nil {
+		return err
+	}
+	defer secret.Wipe()
+	text := api.TokenText(secret.Reveal())
+	v := a.viewToken(made)
+	if file == nil {
+		v.Token = text
 		return a.print(v, func(w io.Writer) {
-			_, _ = fmt.Fprintf(w, "token %s in %s, good until %s\n", v.ID, out, stamp(v.Expires))
+			_, _ = fmt.Fprintln(w, text)
+			_, _ = fmt.Fprintf(a.err, "token %s, good until %s; it is not shown again\n", v.ID, stamp(v.Expires))
 		})
 	}
-	v.Token = text
+	if err := file.finish([]byte(text + "\n")); err != nil {
+		_, ended := f.RevokeToken(context.WithoutCancel(ctx), actor(), "it could not be written to its file", made.ID())
+		return errors.Join(err, ended)
+	}
 	return a.print(v, func(w io.Writer) {
-		_, _ = fmt.Fprintln(w, text)
-		_, _ = fmt.Fprintf(a.err, "token %s, good until %s; it is not shown again\n", v.ID, stamp(v.Expires))
+		_, _ = fmt.Fprintf(w, "token %s in %s, good until %s\n", v.ID, o.out, stamp(v.Expires))
 	})
 }
 
