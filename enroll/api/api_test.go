@@ -79,7 +79,7 @@ func TestCertsOnly(t *testing.T) {
 func TestCodes(t *testing.T) {
 	for _, code := range []string{
 		api.CodeMalformed, api.CodeMediaType, api.CodeTooLarge, api.CodeLengthRequired, api.CodeEncoding, api.CodeMethod, api.CodeRouteUnknown, api.CodeJSON,
-		api.CodeDuplicateKey, api.CodeUnknownField, api.CodeField, api.CodeCursor, api.CodeTokenMissing, api.CodeTokenInvalid, api.CodeTokenScope,
+		api.CodeDuplicateKey, api.CodeUnknownField, api.CodeField, api.CodeCursor, api.CodeIdempotency, api.CodeTokenMissing, api.CodeTokenInvalid, api.CodeTokenScope,
 		api.CodeTokenInURL, api.CodeQuota, api.CodeCertMissing, api.CodeCertUnknown, api.CodeCertRevoked, api.CodeCertExpired, api.CodeDeviceState, api.CodeUnknown, api.CodeExists,
 		api.CodeCertified, api.CodeKeyTaken, api.CodeRoleDenied, api.CodeRateLimited, api.CodePending, api.CodeNotApproved, api.CodeFull, api.CodeBusy, api.CodeNotImplemented,
 		api.CodeCSR + string(ca.WeakKey),

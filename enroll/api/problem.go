@@ -32,6 +32,7 @@ const (
 	CodeUnknownField   = "json.unknown_field"
 	CodeField          = "json.field"
 	CodeCursor         = "cursor.invalid"
+	CodeIdempotency    = "idempotency.mismatch"
 	CodeTokenMissing   = "token.missing"
 	CodeTokenInvalid   = "token.invalid"
 	CodeTokenScope     = "token.scope"
@@ -89,6 +90,8 @@ func meaningOf(code string) meaning {
 		return meaning{http.StatusBadRequest, "A value is not what it must be"}
 	case CodeCursor:
 		return meaning{http.StatusBadRequest, "The cursor is not one that was given out here"}
+	case CodeIdempotency:
+		return meaning{http.StatusUnprocessableEntity, "The Idempotency-Key was used for another request"}
 	case CodeTokenMissing, CodeCertMissing:
 		return meaning{http.StatusUnauthorized, "Nothing says who asks"}
 	case CodeTokenInvalid:

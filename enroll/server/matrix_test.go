@@ -231,8 +231,24 @@ func TestOperators(t *testing.T) {
 		}
 	}
 	want(t, "tok-026", f.Do(call{Path: "/v1/devices", Token: operator}), api.CodeTokenInvalid)
+	// api-009: what was asked once is done once.
+	once := func(path, body, key string) servertest.Answer {
+		return f.Do(call{Path: path, Token: admin, Body: []byte(body), Header: map[string]string{"Idempotency-Key": key}})
+	}
+	made, again := once("/v1/tokens", `{"role":"device","devices":["dev-1"]}`, "k1"), once("/v1/tokens", `{"role":"device","devices":["dev-1"]}`, "k1")
+	if made.Status != http.StatusCreated || again.Status != made.Status || string(again.Body) != string(made.Body) {
+		t.Errorf("api-009: %d %s, then %d %s", made.Status, made.Body, again.Status, again.Body)
+	}
+	want(t, "api-009: another body", once("/v1/tokens", `{"role":"device","devices":["dev-2"]}`, "k1"), api.CodeIdempotency)
+	if other := once("/v1/devices", `{"id":"dev-once"}`, "k1"); other.Status != http.StatusCreated {
+		t.Errorf("api-009: the same key elsewhere: %d %s", other.Status, other.Body)
+	}
+	want(t, "api-009: what failed may be tried again", once("/v1/devices", `{"id":"DEV-ONCE"}`, "k2"), api.CodeExists)
+	if other := once("/v1/devices", `{"id":"dev-twice"}`, "k2"); other.Status != http.StatusCreated {
+		t.Errorf("api-009: after a failure: %d %s", other.Status, other.Body)
+	}
 	audit := f.Do(call{Path: "/v1/audit?limit=1000", Token: auditor})
-	if audit.Status != http.StatusOK || !strings.Contains(string(audit.Body), `"action":"device.revoke"`) || strings.Contains(string(audit.Body), "imp_") {
+	if audit.Status != http.StatusOK || !strings.Contains(string(audit.Body), `"action":"device.revoke"`) || strings.Contains(string(audit.Body), api.TokenPrefix) {
 		t.Errorf("audit: %d %.300s", audit.Status, audit.Body)
 	}
 }

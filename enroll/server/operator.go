@@ -23,7 +23,7 @@ func (s *Server) operatorRoutes() []route {
 		return route{method: http.MethodGet, pattern: pattern, door: byToken, roles: roles, handle: handle}
 	}
 	change := func(pattern string, handle func(*call) error) route {
-		return route{method: http.MethodPost, pattern: pattern, door: byToken, roles: administers, body: adminBody, handle: handle}
+		return route{method: http.MethodPost, pattern: pattern, door: byToken, roles: administers, body: adminBody, handle: s.once(handle)}
 	}
 	return []route{
 		read("/v1/devices", looksAt, s.listDevices),

@@ -93,6 +93,7 @@ type Server struct {
 	metrics *metrics
 	status  *statusService // CRLs and OCSP answers
 	cursors *cursors
+	replays *replays
 	routes  []route
 	started time.Time
 }
@@ -108,7 +109,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, metrics: newMetrics(), cursors: newCursors(), started: cfg.Now()}
+	s := &Server{cfg: cfg, log: cfg.Log, metrics: newMetrics(), cursors: newCursors(), replays: newReplays(cfg.Now), started: cfg.Now()}
 	s.status = newStatusService(cfg.Registrar, cfg.CRLs, s.log, s.metrics, cfg.Now)
 	s.routes = s.table()
 	return s, s.Configure(cfg.Settings)
