@@ -1,272 +1,187 @@
 package main
 
 import (
-	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/remote"
 )
 
-const (
-	faultClients = 64
-	faultDevices = 800 // in a round
-)
-
-// A stop ends a server under load.
-type stop struct {
-	name   string
-	signal syscall.Signal
-
-	// answered demands that whatever the server has done, it has said: what is
-	// recorded and what clients were told are the same. After kill -9 there may be
-	// up to one request of each client that was done and not answered.
-	answered bool
+func parseOne(text []byte) (*x509.Certificate, error) {
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, errors.New("no certificate")
+	}
+	return x509.ParseCertificate(block.Bytes)
 }
 
-var (
-	killStop = stop{name: "kill -9", signal: syscall.SIGKILL}
-	termStop = stop{name: "SIGTERM", signal: syscall.SIGTERM, answered: true}
-)
+// serving is a server that runs.
+type serving struct {
+	cmd  *exec.Cmd
+	addr string
+}
 
-// faults ends a server at a random moment under load, starts it again and compares
-// what clients were told with what there is, so many times.
-func faults(fleet, program string, times int, how stop) error {
+var line = regexp.MustCompile(`msg=serving https=(\S+)`)
+
+func start(fleet, program string) (*serving, error) {
+	log := filepath.Join(fleet, "..", "serve.log")
+	out, err := os.Create(log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = out.Close() }()
+	cmd := exec.Command(program, "--fleet", fleet, "--passphrase-file", filepath.Join(fleet, "..", "pass"), "serve", "--listen", "127.0.0.1:0", "--log-level", "warn")
+	cmd.Args = append(cmd.Args[:len(cmd.Args)-1], "info")
+	cmd.Stderr = out
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	for range 1000 {
+		text, err := os.ReadFile(log)
+		if err != nil {
+			return nil, err
+		}
+		if m := line.FindSubmatch(text); m != nil {
+			return &serving{cmd, string(m[1])}, nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return nil, errors.New("the server does not serve: see " + log)
+}
+
+// kill ends a server with SIGKILL at a random moment under load, starts it again,
+// and compares what clients were told with what there is.
+func kill(fleet, program string, times int) error {
+	roots, err := readRoots(fleet)
+	if err != nil {
+		return err
+	}
+	config := &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13}
+	const clients = 64
 	s, err := start(fleet, program)
 	if err != nil {
 		return err
 	}
-	defer func() { s.end() }()
-	var sum tally
+	acked, retried := 0, 0
 	for round := range times {
-		if s, err = sum.round(s, fleet, program, how); err != nil {
-			return fmt.Errorf("%s, round %d: %w", how.name, round+1, err)
+		devices, err := makeDevices(fleet, fmt.Sprintf("kill-%d-%d", time.Now().UnixNano()%1e9, round), 600)
+		if err != nil {
+			return err
 		}
-	}
-	fmt.Printf("%-8s %d times under %d clients: %d certificates acknowledged, all on record octet for octet; %d done and not answered; every token has bought what it was used for; %d repeated requests got the certificate that was there\n",
-		how.name, times, faultClients, sum.acked, sum.silent, sum.repeated)
-	if how.answered && sum.silent > 0 {
-		return fmt.Errorf("%s: %d requests were accepted, done and not answered", how.name, sum.silent)
-	}
-	return nil
-}
-
-// A tally counts over all rounds.
-type tally struct{ acked, silent, repeated int }
-
-func (t *tally) round(s *serving, fleet, program string, how stop) (*serving, error) {
-	devices, err := makeDevices(fleet, fmt.Sprintf("fault-%d", time.Now().UnixNano()), faultDevices)
-	if err != nil {
-		return s, err
-	}
-	got, err := underLoad(s, fleet, devices, how)
-	if err != nil {
-		return s, err
-	}
-	if s, err = start(fleet, program); err != nil {
-		return s, err
-	}
-	there, err := onRecord(fleet, devices, got)
-	if err != nil {
-		return s, err
-	}
-	t.acked += len(got)
-	t.silent += len(there) - len(got)
-	t.repeated += len(there)
-	return s, everybodyAgain(s, fleet, devices, there)
-}
-
-// underLoad lets all devices enroll, ends the server meanwhile, and returns what
-// they were told. A refusal is an error at any time, a broken connection one unless
-// the server was being ended.
-func underLoad(s *serving, fleet string, devices []device, how stop) (map[string][]byte, error) {
-	config, err := clientConfig(fleet)
-	if err != nil {
-		return nil, err
-	}
-	var mu sync.Mutex
-	var ending atomic.Bool
-	var refused error
-	got := map[string][]byte{}
-	conns, err := dialAll(s.addr, config, faultClients, nobody)
-	defer closeAll(conns)
-	if err != nil {
-		return nil, err
-	}
-	time.AfterFunc(time.Duration(1+rand.IntN(150))*time.Millisecond, func() {
-		ending.Store(true)
-		_ = s.cmd.Process.Signal(how.signal)
-	})
-	_ = parallel(faultClients, len(devices), func(w, i int) error {
-		leaf, err := conns[w].enroll(&devices[i])
-		mu.Lock()
-		defer mu.Unlock()
-		if err == nil {
-			got[devices[i].id] = leaf
-		} else if status := (*statusError)(nil); errors.As(err, &status) || !ending.Load() {
-			refused = err
-		}
-		return err
-	})
-	// SIGKILL makes Wait fail; SIGTERM must not.
-	if err := s.wait(); err != nil && how.signal != syscall.SIGKILL {
-		return nil, fmt.Errorf("the server ended with %w", err)
-	}
-	return got, refused
-}
-
-// onRecord returns the certificates that the inventory has of devices. What a
-// client was told is there, octet for octet; nobody has two; and a token has as
-// many uses as it has bought certificates.
-func onRecord(fleet string, devices []device, told map[string][]byte) (map[string][]byte, error) {
-	there := map[string][]byte{}
-	return there, read(fleet, func(r inventory.Reader) error {
-		for i := range devices {
-			d := &devices[i]
-			var certs [][]byte
-			for cred, err := range r.Credentials(inventory.CredentialQuery{Device: inventory.DeviceID(d.id), Kind: inventory.CertificateCredential}) {
-				if err != nil {
+		var mu sync.Mutex
+		got := map[string][]byte{}
+		conns := make([]*conn, clients)
+		go func() {
+			time.Sleep(time.Duration(5+rand.IntN(120)) * time.Millisecond)
+			_ = s.cmd.Process.Kill()
+		}()
+		_ = parallel(clients, len(devices), func(w, i int) error {
+			var err error
+			if conns[w] == nil {
+				if conns[w], err = dial(s.addr, config, nil); err != nil {
 					return err
 				}
-				certs = append(certs, bytes.Clone(cred.Certificate.DER))
 			}
-			if len(certs) > 1 {
-				return fmt.Errorf("%s has %d certificates", d.id, len(certs))
-			}
-			if leaf, ok := told[d.id]; ok && (len(certs) == 0 || !bytes.Equal(certs[0], leaf)) {
-				return fmt.Errorf("%s has received a certificate that is not on record", d.id)
-			}
-			t, err := r.Token(d.hash)
+			code, body, err := conns[w].do(enrollRequest(&devices[i]))
 			if err != nil {
 				return err
 			}
-			if int(t.Uses) != len(certs) {
-				return fmt.Errorf("the token of %s was used %d times and has bought %d certificates", d.id, t.Uses, len(certs))
+			if code != http.StatusOK {
+				return fmt.Errorf("%d %s", code, body)
 			}
-			if len(certs) == 1 {
-				there[d.id] = certs[0]
+			leaf, err := readLeaf(body)
+			mu.Lock()
+			got[devices[i].id] = leaf
+			mu.Unlock()
+			return err
+		})
+		_ = s.cmd.Wait()
+		for _, c := range conns {
+			if c != nil {
+				_ = c.c.Close()
 			}
 		}
-		return nil
-	})
-}
-
-// everybodyAgain repeats all requests: who has a certificate gets that one, and in
-// the end everybody has one.
-func everybodyAgain(s *serving, fleet string, devices []device, there map[string][]byte) error {
-	config, err := clientConfig(fleet)
-	if err != nil {
-		return err
-	}
-	conns, err := dialAll(s.addr, config, 16, nobody)
-	defer closeAll(conns)
-	if err != nil {
-		return err
-	}
-	leaves := make([][]byte, len(devices))
-	err = parallel(len(conns), len(devices), func(w, i int) (err error) {
-		leaves[i], err = conns[w].enroll(&devices[i])
-		if have, ok := there[devices[i].id]; err == nil && ok && !bytes.Equal(have, leaves[i]) {
-			err = fmt.Errorf("%s had a certificate and got another one", devices[i].id)
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	told := map[string][]byte{}
-	for i := range devices {
-		told[devices[i].id] = leaves[i]
-	}
-	there, err = onRecord(fleet, devices, told)
-	if err == nil && len(there) != len(devices) {
-		err = fmt.Errorf("%d of %d devices have a certificate in the end", len(there), len(devices))
-	}
-	return err
-}
-
-// read reads the inventory through the server's socket.
-func read(fleet string, fn func(inventory.Reader) error) error {
-	store, err := remote.Dial(context.Background(), filepath.Join(fleet, "imprint.sock"))
-	if err != nil {
-		return err
-	}
-	return errors.Join(store.Read(context.Background(), fn), store.Close())
-}
-
-// fullDisk fills the disk that the fleet is on, which has to be small. All who ask
-// then are told to come again and get no certificate; once there is room all get
-// one, and nothing that was acknowledged before is lost.
-func fullDisk(fleet, program string) error {
-	s, err := start(fleet, program)
-	if err != nil {
-		return err
-	}
-	defer s.end()
-	devices, err := makeDevices(fleet, fmt.Sprintf("full-%d", time.Now().UnixNano()), 6*faultDevices)
-	if err != nil {
-		return err
-	}
-	config, err := clientConfig(fleet)
-	if err != nil {
-		return err
-	}
-	conns, err := dialAll(s.addr, config, faultClients, nobody)
-	defer closeAll(conns)
-	if err != nil {
-		return err
-	}
-	empty, err := fill(filepath.Join(fleet, "ballast"))
-	if err != nil {
-		return err
-	}
-	defer empty()
-	var mu sync.Mutex
-	told := map[string][]byte{}
-	sent := map[int]int{} // by status
-	err = parallel(faultClients, len(devices), func(w, i int) error {
-		leaf, err := conns[w].enroll(&devices[i])
-		mu.Lock()
-		defer mu.Unlock()
-		status := &statusError{code: http.StatusOK}
-		if err != nil && !errors.As(err, &status) {
+		if s, err = start(fleet, program); err != nil {
 			return err
 		}
-		sent[status.code]++
-		if status.code == http.StatusOK {
-			told[devices[i].id] = leaf
-		} else if status.code != http.StatusServiceUnavailable || status.retryAfter == "" {
-			return fmt.Errorf("with a full disk: %w", err)
+		acked += len(got)
+		n, err := check(fleet, s.addr, config, devices, got)
+		if err != nil {
+			return fmt.Errorf("round %d: %w", round+1, err)
+		}
+		retried += n
+	}
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+	fmt.Printf("%d kills, %d certificates acknowledged, %d requests repeated afterwards: 0 lost, 0 tokens burnt, 0 second certificates\n", times, acked, retried)
+	return nil
+}
+
+// check finds every certificate that a client has received, octet for octet, and
+// asks again for the rest: each gets exactly one.
+func check(fleet, addr string, config *tls.Config, devices []device, got map[string][]byte) (retried int, err error) {
+	c, err := dial(addr, config, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = c.c.Close() }()
+	for i := range devices {
+		d := &devices[i]
+		code, body, err := c.do(enrollRequest(d))
+		if err != nil || code != http.StatusOK {
+			return retried, fmt.Errorf("%s asks again: %d %s %w", d.id, code, body, err)
+		}
+		leaf, err := readLeaf(body)
+		if err != nil {
+			return retried, err
+		}
+		if have, ok := got[d.id]; ok && string(have) != string(leaf) {
+			return retried, fmt.Errorf("%s had a certificate and got another one", d.id)
+		}
+		retried++
+		got[d.id] = leaf
+	}
+	store, err := remote.Dial(context.Background(), filepath.Join(fleet, "imprint.sock"))
+	if err != nil {
+		return retried, err
+	}
+	return retried, store.Read(context.Background(), func(r inventory.Reader) error {
+		for i := range devices {
+			d := &devices[i]
+			n := 0
+			for cred, err := range r.Credentials(inventory.CredentialQuery{Device: inventory.DeviceID(d.id)}) {
+				if err != nil {
+					return err
+				}
+				if n++; cred.Certificate == nil || string(cred.Certificate.DER) != string(got[d.id]) {
+					return fmt.Errorf("%s has another certificate on record", d.id)
+				}
+			}
+			if n != 1 {
+				return fmt.Errorf("%s has %d certificates", d.id, n)
+			}
+		}
+		for t, err := range r.Tokens("") {
+			if err != nil {
+				return err
+			}
+			if t.Uses > t.Limit {
+				return fmt.Errorf("token %s was used %d times", t.ID(), t.Uses)
+			}
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	if sent[http.StatusServiceUnavailable] == 0 {
-		return errors.New("the disk was not full")
-	}
-	there, err := onRecord(fleet, devices, told)
-	if err != nil {
-		return fmt.Errorf("while the disk is full: %w", err)
-	}
-	if len(there) != len(told) {
-		return fmt.Errorf("%d certificates on record, %d handed out", len(there), len(told))
-	}
-	empty()
-	if err := everybodyAgain(s, fleet, devices, there); err != nil {
-		return fmt.Errorf("once there is room: %w", err)
-	}
-	fmt.Printf("full disk: %d requests answered 200, %d answered 503 with Retry-After; once there is room all %d have one certificate\n",
-		sent[http.StatusOK], sent[http.StatusServiceUnavailable], len(devices))
-	return nil
 }

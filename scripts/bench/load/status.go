@@ -2,41 +2,31 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"crypto"
-	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
-	"golang.org/x/crypto/cryptobyte"
-	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 	"golang.org/x/crypto/ocsp"
 )
 
-// ocsp asks for the status of devices: with a nonce, so that each answer has to be
-// signed, and without, when all have been asked for once.
+// ocsp asks for the status of devices: with a nonce, so that each answer is signed,
+// and without, the second time.
 func (l *load) ocsp(devices []device) error {
-	addr, _, _ := strings.Cut(l.addr, ",")
-	issuer, err := readIssuer(l.fleet, devices[0].pair.Certificate[0])
+	httpAddr, _, _ := strings.Cut(l.addr, ",")
+	issuer, err := readIssuer(l.fleet, httpAddr, devices[0].pair.Certificate[0])
 	if err != nil {
 		return err
 	}
-	conns := make([]*conn, l.clients)
-	for i := range conns {
-		c, err := net.Dial("tcp", addr)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = c.Close() }()
-		conns[i] = &conn{c, bufio.NewReader(c)}
-	}
-	withNonce, without := make([][]byte, len(devices)), make([][]byte, len(devices))
+	requests := make([][]byte, len(devices))
 	for i := range devices {
 		leaf, err := x509.ParseCertificate(devices[i].pair.Certificate[0])
 		if err != nil {
@@ -46,69 +36,45 @@ func (l *load) ocsp(devices []device) error {
 		if err != nil {
 			return err
 		}
-		without[i] = get("/ocsp/" + base64.StdEncoding.EncodeToString(der))
-		if der, err = addNonce(der); err != nil {
+		requests[i] = []byte("GET /ocsp/" + base64.StdEncoding.EncodeToString(der) + " HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	}
+	for _, name := range []string{"OCSP, signed now", "OCSP, signed before"} {
+		if err := l.ask(name, httpAddr, requests); err != nil {
 			return err
 		}
-		withNonce[i] = post("/ocsp", "Content-Type: application/ocsp-request\r\n", der)
 	}
-	ask := func(requests [][]byte) func(w, i int) error {
-		return func(w, i int) error {
-			body, err := conns[w].do(requests[i])
-			if err != nil {
-				return err
-			}
-			// Parsed is one in a hundred: it would cost more than the server's part.
-			if i%100 == 0 {
-				answer, err := ocsp.ParseResponse(body, issuer)
-				if err != nil || answer.Status != ocsp.Good {
-					return fmt.Errorf("not good: %w", err)
-				}
-			}
-			if len(body) < 100 {
-				return fmt.Errorf("no status: %x", body)
-			}
-			return nil
+	return nil
+}
+
+func (l *load) ask(name, addr string, requests [][]byte) error {
+	issue := rawIssue()
+	conns := make([]*conn, l.clients)
+	for i := range conns {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			return err
 		}
+		conns[i] = &conn{c, bufio.NewReader(c)}
 	}
-	if err := l.measure("OCSP, nonce: signed now", len(devices), goalOf["OCSP now"], ask(withNonce)); err != nil {
-		return err
-	}
-	if err := parallel(l.clients, len(devices), ask(without)); err != nil {
-		return err
-	}
-	return l.measure("OCSP, signed before", len(devices), goalOf["OCSP before"], ask(without))
-}
-
-// addNonce puts 32 random octets (RFC 9654 §2.1) into a request that has no
-// extensions.
-func addNonce(request []byte) ([]byte, error) {
-	in, outer, tbs := cryptobyte.String(request), cryptobyte.String(nil), cryptobyte.String(nil)
-	if !in.ReadASN1(&outer, cbasn1.SEQUENCE) || !outer.ReadASN1(&tbs, cbasn1.SEQUENCE) {
-		return nil, errors.New("not an OCSP request")
-	}
-	nonce := make([]byte, 32)
-	_, _ = rand.Read(nonce) // never fails
-	var b cryptobyte.Builder
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddBytes(tbs)
-			b.AddASN1(cbasn1.Tag(2).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
-				b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-					b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-						b.AddASN1ObjectIdentifier([]int{1, 3, 6, 1, 5, 5, 7, 48, 1, 2})
-						b.AddASN1(cbasn1.OCTET_STRING, func(b *cryptobyte.Builder) { b.AddASN1OctetString(nonce) })
-					})
-				})
-			})
-		})
+	took := make([]time.Duration, len(requests))
+	before, start := cpu(l.pid), time.Now()
+	err := parallel(l.clients, len(requests), func(w, i int) error {
+		began := time.Now()
+		code, body, err := conns[w].do(requests[i])
+		if err != nil || code != http.StatusOK || bytes.HasPrefix(body, []byte{0x30, 3}) {
+			return fmt.Errorf("%d %x %w", code, body, err)
+		}
+		took[i] = time.Since(began)
+		return nil
 	})
-	return b.Bytes()
+	if err == nil {
+		l.report(name, len(requests), cpu(l.pid)-before, time.Since(start), issue, took)
+	}
+	return err
 }
 
-// readIssuer reads the certificate of the device CA, and proves that it is the
-// issuer of a leaf.
-func readIssuer(fleet string, leaf []byte) (*x509.Certificate, error) {
+// readIssuer finds the issuer of a leaf among what the server publishes.
+func readIssuer(fleet, _ string, leaf []byte) (*x509.Certificate, error) {
 	cert, err := x509.ParseCertificate(leaf)
 	if err != nil {
 		return nil, err
@@ -117,13 +83,49 @@ func readIssuer(fleet string, leaf []byte) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the certificate of the device CA has to be in FLEET/issuer.pem: %w", err)
 	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, errors.New("issuer.pem: no certificate")
-	}
-	issuer, err := x509.ParseCertificate(block.Bytes)
+	pool, err := parseOne(text)
 	if err != nil {
 		return nil, err
 	}
-	return issuer, cert.CheckSignatureFrom(issuer)
+	return pool, cert.CheckSignatureFrom(pool)
+}
+
+// idle opens connections and leaves them alone.
+func (l *load) idle(config *tls.Config) error {
+	before := memory(l.pid)
+	conns := make([]*conn, l.n)
+	err := parallel(32, l.n, func(_, i int) (err error) { conns[i], err = dial(l.addr, config, nil); return err })
+	if err != nil {
+		return err
+	}
+	time.Sleep(2 * time.Second)
+	after := memory(l.pid)
+	fmt.Printf("%d idle TLS connections: %d MiB, %d MiB without them, %.1f KiB each\n", l.n, after>>10, before>>10, float64(after-before)/float64(l.n))
+	probe, err := dial(l.addr, config, nil)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	code, _, err := probe.do([]byte("GET /v1/trust-bundle HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+	fmt.Printf("a request meanwhile: status %d, %.1f ms\n", code, float64(time.Since(began).Microseconds())/1000)
+	for _, c := range conns {
+		_ = c.c.Close()
+	}
+	return err
+}
+
+// memory is the resident memory of a process, in KiB.
+func memory(pid string) int {
+	b, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			n := 0
+			_, _ = fmt.Sscanf(rest, "%d", &n)
+			return n
+		}
+	}
+	return 0
 }
