@@ -37,6 +37,9 @@ func DecodeDevice(b []byte) (Device, error) {
 	d.State = DeviceState(r.byte())
 	d.Created = r.time()
 	d.Updated = r.time()
+	if r.version >= deviceVersion {
+		d.Trust = r.uint32()
+	}
 	if err := r.end("device"); err != nil {
 		return Device{}, err
 	}
@@ -252,10 +255,11 @@ func DecodeKeyUse(b []byte) (KeyUse, error) {
 // A reader takes a record apart. After the first fault every read returns zero,
 // and end reports it. What is allocated is never longer than b.
 type reader struct {
-	b    []byte
-	at   int
-	text string // a copy of b that texts are cut from; may be empty
-	err  error
+	b       []byte
+	at      int
+	text    string // a copy of b that texts are cut from; may be empty
+	version byte
+	err     error
 }
 
 func (r *reader) fail() {
@@ -384,11 +388,13 @@ func (r *reader) prefix() netip.Prefix {
 
 // kind reads version and kind.
 func (r *reader) kind(want byte) {
-	switch v := r.byte(); {
+	v := r.byte()
+	r.version = v
+	switch {
 	case r.err != nil:
 	case v == 0:
 		r.fail()
-	case v > recordVersion:
+	case v > versionOf(want):
 		r.err = ErrVersion
 	case r.byte() != want:
 		r.fail()

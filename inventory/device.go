@@ -57,6 +57,9 @@ const (
 	// Server is a broker node or an imprint server: it has a server certificate
 	// and no topic rights.
 	Server
+	// Canary is imprint itself as a device of one broker node: its credentials are
+	// ended on purpose, to see that the broker notices.
+	Canary
 )
 
 // A Device is one thing that has an identity. A value read from a store may be
@@ -72,6 +75,10 @@ type Device struct {
 	State          DeviceState
 	Created        time.Time // UTC, whole seconds
 	Updated        time.Time // UTC, whole seconds
+
+	// Trust is the newest generation of the root that the device is known to
+	// trust: its bundle had it, or the device said so. Zero: nothing is known.
+	Trust uint32
 
 	// Revision is the revision of the store at which the device was last
 	// changed. Zero asks for a new device.
@@ -91,8 +98,8 @@ func (d *Device) Validate() error {
 	if _, err := ParseDeviceID(string(d.ID)); err != nil {
 		return err
 	}
-	if d.Kind != Equipment && d.Kind != Server {
-		return &InvalidError{Field: "device kind", Value: string(d.ID), Want: "equipment or server"}
+	if d.Kind < Equipment || d.Kind > Canary {
+		return &InvalidError{Field: "device kind", Value: string(d.ID), Want: "equipment, server or canary"}
 	}
 	if _, ok := mayBecome[d.State]; !ok {
 		return &InvalidError{Field: "device state", Value: string(d.ID), Want: "a known state"}
@@ -100,7 +107,7 @@ func (d *Device) Validate() error {
 	if err := checkFreeText("serial", d.HardwareSerial); err != nil {
 		return err
 	}
-	if d.Kind == Equipment {
+	if d.Kind != Server {
 		if _, err := ParseProfileName(d.Profile); err != nil {
 			return err
 		}
@@ -108,7 +115,7 @@ func (d *Device) Validate() error {
 	if _, err := ParseGroup(d.Group); err != nil {
 		return err
 	}
-	if len(d.Hosts) > maxHosts || (d.Kind == Equipment && len(d.Hosts) > 0) {
+	if len(d.Hosts) > maxHosts || (d.Kind != Server && len(d.Hosts) > 0) {
 		return &InvalidError{Field: "hosts", Value: string(d.ID), Want: "up to 32 host names, of a server only"}
 	}
 	for _, h := range d.Hosts {

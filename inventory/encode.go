@@ -22,7 +22,10 @@ import (
 // Rules of change: fields are only ever added at the end, with a new version.
 // A decoder reads every version up to its own, ignores nothing, and refuses a
 // newer one with [ErrVersion]. Kinds are never reused.
-const recordVersion = 1
+const (
+	recordVersion = 1
+	deviceVersion = 2 // with Trust
+)
 
 const (
 	deviceRecord     = 'D'
@@ -34,6 +37,7 @@ const (
 	keyRecord        = 'K'
 	tokenRecord      = 'T'
 	approvalRecord   = 'A'
+	workRecord       = 'W'
 	blockedRecord    = 'B' // in a digest only
 	useRecord        = 'U' // in a digest only
 )
@@ -70,7 +74,8 @@ func (d *Device) AppendBinary(b []byte) ([]byte, error) {
 	}
 	b = append(b, byte(d.State))
 	b = appendTime(b, d.Created)
-	return appendTime(b, d.Updated), nil
+	b = appendTime(b, d.Updated)
+	return binary.AppendUvarint(b, uint64(d.Trust)), nil
 }
 
 // AppendBinary appends the stored form of c to b. A time that is not in whole
@@ -300,6 +305,11 @@ func (c *Change) Digest() (Hash, error) {
 			return Hash{}, err
 		}
 	}
+	for i := range c.Works {
+		if err := add(&c.Works[i]); err != nil {
+			return Hash{}, err
+		}
+	}
 	return d.Sum(), nil
 }
 
@@ -336,8 +346,16 @@ func (d *Digest) AddUse(u TokenUse) {
 // Sum is the digest of what was added.
 func (d *Digest) Sum() Hash { return Hash(d.h.Sum(nil)) }
 
+// versionOf is the version in which records of a kind are written.
+func versionOf(kind byte) byte {
+	if kind == deviceRecord {
+		return deviceVersion
+	}
+	return recordVersion
+}
+
 func appendHeader(b []byte, kind byte, revision uint64) []byte {
-	b = append(b, recordVersion, kind)
+	b = append(b, versionOf(kind), kind)
 	return binary.BigEndian.AppendUint64(b, revision)
 }
 

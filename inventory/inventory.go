@@ -80,6 +80,11 @@ type Reader interface {
 	Approval(k SPKI) (Approval, error)
 	Approvals() iter.Seq2[Approval, error]
 
+	// Work returns one work, or [ErrNotFound]; Works yields those of one kind, or
+	// all of them if it is "", by kind and name.
+	Work(kind, name string) (Work, error)
+	Works(kind string) iter.Seq2[Work, error]
+
 	// Events yields the audit log from the event with the number from on; 0 and
 	// 1 mean from the first.
 	Events(from uint64) iter.Seq2[Event, error]
@@ -98,4 +103,5 @@ type Change struct {
 	Tokens      []Token      // made or revoked
 	TokenUses   []TokenUse   // each token once
 	Approvals   []Approval
+	Works       []Work
 }

@@ -77,11 +77,12 @@ type IssuerState uint8
 // The states of an issuer.
 const (
 	IssuerActive  IssuerState = iota + 1 // certificates and CRLs
-	IssuerRetired                        // CRLs only
+	IssuerRetired                        // CRLs only, and nobody is told to trust it
 	IssuerPending                        // nothing: its certificate has not come back from the root
+	IssuerStandby                        // CRLs: it is trusted, and takes over when it is told to
 )
 
-var issuerStates = [...]string{IssuerActive: "active", IssuerRetired: "retired", IssuerPending: "pending"}
+var issuerStates = [...]string{IssuerActive: "active", IssuerRetired: "retired", IssuerPending: "pending", IssuerStandby: "standby"}
 
 // String is the state in lower case.
 func (s IssuerState) String() string { return name(issuerStates[:], uint8(s)) }

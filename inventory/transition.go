@@ -36,6 +36,11 @@ func (c *Change) Validate() error {
 			return err
 		}
 	}
+	for i := range c.Works {
+		if err := c.Works[i].Validate(); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -85,6 +85,9 @@ func (t *turn) run() error {
 	if err := t.tokens(); err != nil {
 		return err
 	}
+	if err := t.works(); err != nil {
+		return err
+	}
 	return t.event(c.Event)
 }
 
@@ -131,6 +134,11 @@ func once(c *inventory.Change) error {
 	}
 	for i := range c.Approvals {
 		if err := twice(approvalKey(c.Approvals[i].Key)); err != nil {
+			return err
+		}
+	}
+	for i := range c.Works {
+		if err := twice(workKey(c.Works[i].Kind, c.Works[i].Name)); err != nil {
 			return err
 		}
 	}

@@ -185,6 +185,8 @@ func (c *checker) record(k, v []byte) {
 		err = c.token(k, v)
 	case kindApproval:
 		err = c.approval(k, v)
+	case kindWork:
+		err = c.work(k, v)
 	case kindEvent:
 		err = c.event(k, v)
 	default:

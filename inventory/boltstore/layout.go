@@ -25,6 +25,7 @@ import (
 //	issuer       name                                inventory.Issuer
 //	token        hash                                inventory.Token
 //	approval     SPKI                                inventory.Approval
+//	work         kind, 0, name                       inventory.Work
 //	device       device                              inventory.Device
 //	credential   device, 0, kind, generation         inventory.Credential
 //	event        number                              inventory.Event
@@ -48,6 +49,7 @@ const (
 	kindIssuer     byte = 0x61
 	kindToken      byte = 0x62
 	kindApproval   byte = 0x63
+	kindWork       byte = 0x64
 	kindDevice     byte = 0x70
 	kindCredential byte = 0x80
 	kindEvent      byte = 0xF0
@@ -85,6 +87,8 @@ func kindName(kind byte) string {
 		return "token"
 	case kindApproval:
 		return "approval"
+	case kindWork:
+		return "work"
 	case kindDevice:
 		return "device"
 	case kindCredential:
@@ -180,6 +184,11 @@ func profileKey(name string) []byte { return append([]byte{kindProfile}, name...
 func issuerKey(name string) []byte { return append([]byte{kindIssuer}, name...) }
 
 func tokenKey(hash inventory.Hash) []byte { return append([]byte{kindToken}, hash[:]...) }
+
+func workKey(kind, name string) []byte {
+	b := append([]byte{kindWork}, kind...)
+	return append(append(b, 0), name...)
+}
 
 func approvalKey(k inventory.SPKI) []byte { return append([]byte{kindApproval}, k[:]...) }
 

@@ -27,6 +27,7 @@ func (x *wire) writeChange(c *inventory.Change) error {
 		func() error { return writeAll(x, frameRevocations, c.Revocations) },
 		func() error { return writeAll(x, frameTokens, c.Tokens) },
 		func() error { return writeAll(x, frameApprovals, c.Approvals) },
+		func() error { return writeAll(x, frameWorks, c.Works) },
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -106,6 +107,8 @@ func addRecord(c *inventory.Change, kind byte, b []byte) (err error) {
 		c.Tokens, err = add(c.Tokens, b, inventory.DecodeToken)
 	case frameApprovals:
 		c.Approvals, err = add(c.Approvals, b, inventory.DecodeApproval)
+	case frameWorks:
+		c.Works, err = add(c.Works, b, inventory.DecodeWork)
 	case frameBlocked:
 		if len(b) != len(inventory.SPKI{}) {
 			return errors.New("a key has the wrong length")

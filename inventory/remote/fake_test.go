@@ -77,6 +77,10 @@ func (f facts) Approval(inventory.SPKI) (inventory.Approval, error) {
 	return inventory.Approval{}, inventory.ErrNotFound
 }
 func (f facts) Approvals() iter.Seq2[inventory.Approval, error] { return none[inventory.Approval] }
+func (f facts) Work(string, string) (inventory.Work, error) {
+	return inventory.Work{}, inventory.ErrNotFound
+}
+func (f facts) Works(string) iter.Seq2[inventory.Work, error]   { return none[inventory.Work] }
 func (f facts) Events(uint64) iter.Seq2[inventory.Event, error] { return none[inventory.Event] }
 
 // none yields an error, so that this way is gone as well.

@@ -59,6 +59,7 @@ const (
 	frameTokens      = 'T'
 	frameApproval    = 'q'
 	frameApprovals   = 'Q'
+	frameWorks       = 'W'
 	frameEvents      = 'E'
 	frameNext        = 'n' // the next page of a sequence
 	frameStop        = 's' // no more of it

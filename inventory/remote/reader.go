@@ -148,6 +148,21 @@ func (r *reader) Approvals() iter.Seq2[inventory.Approval, error] {
 	return sequence(r, frameApprovals, nil, inventory.DecodeApproval)
 }
 
+// Work implements [inventory.Reader].
+func (r *reader) Work(kind, name string) (inventory.Work, error) {
+	for w, err := range r.Works(kind) {
+		if err != nil || w.Kind == kind && w.Name == name {
+			return w, err
+		}
+	}
+	return inventory.Work{}, fmt.Errorf("work %s %s: %w", kind, name, inventory.ErrNotFound)
+}
+
+// Works implements [inventory.Reader].
+func (r *reader) Works(kind string) iter.Seq2[inventory.Work, error] {
+	return sequence(r, frameWorks, []byte(kind), inventory.DecodeWork)
+}
+
 // Events implements [inventory.Reader].
 func (r *reader) Events(from uint64) iter.Seq2[inventory.Event, error] {
 	return sequence(r, frameEvents, number(from), inventory.DecodeEvent)

@@ -292,6 +292,8 @@ func (x *session) sequence(kind byte, b []byte) error {
 		return open(x, r.Tokens(inventory.TokenID(b)), func(t *inventory.Token) encoder { return t })
 	case frameApprovals:
 		return open(x, r.Approvals(), func(a *inventory.Approval) encoder { return a })
+	case frameWorks:
+		return open(x, r.Works(string(b)), func(w *inventory.Work) encoder { return w })
 	case frameEvents:
 		return open(x, r.Events(binary.BigEndian.Uint64(b)), func(e *inventory.Event) encoder { return e })
 	}

@@ -28,6 +28,7 @@ type model struct {
 	issuers  map[string]inventory.Issuer
 	tokens   map[inventory.Hash]inventory.Token
 	asked    map[inventory.SPKI]inventory.Approval
+	works    map[string]inventory.Work // by name
 }
 
 type credentialName struct {
@@ -46,7 +47,7 @@ func newModel() *model {
 		devices: map[string]inventory.Device{}, creds: map[credentialName]inventory.Credential{},
 		keys: map[inventory.SPKI]inventory.KeyUse{}, revoked: map[revocationName]inventory.Revocation{},
 		profiles: map[string]inventory.Profile{}, issuers: map[string]inventory.Issuer{},
-		tokens: map[inventory.Hash]inventory.Token{}, asked: map[inventory.SPKI]inventory.Approval{},
+		tokens: map[inventory.Hash]inventory.Token{}, asked: map[inventory.SPKI]inventory.Approval{}, works: map[string]inventory.Work{},
 	}
 }
 
@@ -54,7 +55,7 @@ func (m *model) clone() *model {
 	n := *m
 	n.devices, n.creds, n.keys = maps.Clone(m.devices), maps.Clone(m.creds), maps.Clone(m.keys)
 	n.revoked, n.profiles, n.issuers = maps.Clone(m.revoked), maps.Clone(m.profiles), maps.Clone(m.issuers)
-	n.tokens, n.asked = maps.Clone(m.tokens), maps.Clone(m.asked)
+	n.tokens, n.asked, n.works = maps.Clone(m.tokens), maps.Clone(m.asked), maps.Clone(m.works)
 	return &n
 }
 

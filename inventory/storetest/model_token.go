@@ -3,6 +3,7 @@ package storetest
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
@@ -37,6 +38,13 @@ func (m *model) sell(c inventory.Change) bool {
 		a.Revision = m.revision
 		m.asked[a.Key] = a
 	}
+	for _, w := range c.Works {
+		if m.works[w.Name].Revision != w.Revision {
+			return false
+		}
+		w.Revision = m.revision
+		m.works[w.Name] = w
+	}
 	return true
 }
 
@@ -51,6 +59,8 @@ func (m *machine) drawToken(r *rapid.T, c *inventory.Change, kind int) {
 	named := slices.ContainsFunc(c.Tokens, func(x inventory.Token) bool { return x.Hash == fresh.Hash }) ||
 		slices.ContainsFunc(c.TokenUses, func(u inventory.TokenUse) bool { return u.Token == fresh.Hash })
 	switch {
+	case kind == 12 && rapid.Bool().Draw(r, "work"):
+		m.drawWork(r, c)
 	case kind == 12:
 		m.drawApproval(r, c)
 	case named:
@@ -86,6 +96,17 @@ func (m *machine) drawApproval(r *rapid.T, c *inventory.Change) {
 	c.Approvals = append(c.Approvals, a)
 }
 
+// drawWork adds the beginning of a work to c, or a step of it.
+func (m *machine) drawWork(r *rapid.T, c *inventory.Change) {
+	name := rapid.SampledFrom([]string{"w1", "w2"}).Draw(r, "name")
+	if len(c.Works) > 0 {
+		return
+	}
+	w := inventory.Work{Kind: "node", Name: name, Body: []byte(rapid.SampledFrom([]string{"{}", "{\"revision\":2}"}).Draw(r, "body")), Updated: day}
+	w.Revision = drawRevision(r, m.model.works[name].Revision)
+	c.Works = append(c.Works, w)
+}
+
 // checkTokens compares all tokens and approvals, one by one and in their order.
 func (m *machine) checkTokens(r *rapid.T, s inventory.Reader) {
 	tokens, err := collect(s.Tokens(""))
@@ -98,4 +119,7 @@ func (m *machine) checkTokens(r *rapid.T, s inventory.Reader) {
 	asked, err := collect(s.Approvals())
 	differ(r, "approvals", asked, sorted(m.model.asked, func(inventory.Approval) bool { return true },
 		func(a, b inventory.Approval) int { return slices.Compare(a.Key[:], b.Key[:]) }), err)
+	works, err := collect(s.Works("node"))
+	differ(r, "works", works, sorted(m.model.works, func(inventory.Work) bool { return true },
+		func(a, b inventory.Work) int { return strings.Compare(a.Name, b.Name) }), err)
 }

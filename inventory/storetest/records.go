@@ -93,6 +93,7 @@ func full() inventory.Change {
 		Approvals: []inventory.Approval{{
 			Key: hash("approved"), Device: "dev-1", State: inventory.ApprovalGranted, Asked: "token 01", Created: day, Decided: day.Add(time.Minute),
 		}},
+		Works: []inventory.Work{{Kind: "node", Name: "mqtt-1", Body: []byte(`{"revision":1}`), Updated: day}},
 	}
 }
 
@@ -116,7 +117,7 @@ func checkFull(t *testing.T, s inventory.Store) {
 		want.Credentials[i].Revision = 1
 	}
 	want.Profiles[0].Revision, want.Issuers[0].Revision = 1, 1
-	want.Tokens[0].Revision, want.Approvals[0].Revision = 1, 1
+	want.Tokens[0].Revision, want.Approvals[0].Revision, want.Works[0].Revision = 1, 1, 1
 	read(t, s, func(r inventory.Reader) error {
 		equipment, err := collect(r.Devices(inventory.Query{}))
 		same(t, "devices", equipment, want.Devices[:1], err)
@@ -144,6 +145,10 @@ func checkFull(t *testing.T, s inventory.Store) {
 		same(t, "approvals", approvals, want.Approvals, err)
 		approval, err := r.Approval(want.Approvals[0].Key)
 		same(t, "approval", approval, want.Approvals[0], err)
+		works, err := collect(r.Works(""))
+		same(t, "works", works, want.Works, err)
+		work, err := r.Work("node", "mqtt-1")
+		same(t, "work", work, want.Works[0], err)
 
 		events, err := collect(r.Events(1))
 		digest, derr := want.Digest()
@@ -238,6 +243,7 @@ func testInvalid(t *testing.T, f Factory) {
 		"profile":    {Event: event("x.y"), Profiles: []inventory.Profile{{Name: "a b"}}},
 		"no event":   {Devices: []inventory.Device{device("dev-1")}},
 		"token":      {Event: event("x.y"), Tokens: []inventory.Token{token("no limit", 0)}},
+		"work":       {Event: event("x.y"), Works: []inventory.Work{{Kind: "node", Name: "n", Updated: day}}},
 		"approval":   {Event: event("x.y"), Approvals: []inventory.Approval{{Key: hash("key"), Device: "dev-1"}}},
 		"fraction":   {Event: event("x.y"), Devices: []inventory.Device{fraction}},
 	} {

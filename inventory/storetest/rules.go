@@ -113,6 +113,7 @@ func testRefusedLeavesNothing(t *testing.T, f Factory) {
 			c.TokenUses = append([]inventory.TokenUse{{Token: fullToken().Hash}}, c.TokenUses...)
 		}
 		c.Approvals = append([]inventory.Approval{{Key: hash("new"), Device: "new-1", State: inventory.ApprovalPending, Created: day}}, c.Approvals...)
+		c.Works = append([]inventory.Work{{Kind: "new", Name: "new", Body: []byte("{}"), Updated: day}}, c.Works...)
 		refuse(t, s, c, r.want)
 	}
 	checkFull(t, s)

@@ -63,6 +63,7 @@ func Run(t *testing.T, f Factory) {
 		{"Tokens", testTokens},
 		{"TokenRace", testTokenRace},
 		{"Approvals", testApprovals},
+		{"Works", testWorks},
 		{"Model", testModel},
 	}
 	for _, test := range tests {
