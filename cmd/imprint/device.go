@@ -352,41 +352,6 @@ func (a *app) runEnroll(ctx context.Context, q enroll.Request, o bundleOptions) 
 	})
 }
 
-// newTurnCommand is a command that takes devices from one state to another.
-func newTurnCommand(a *app, cmd *cobra.Command, done string, turn func(f *fleet, ctx context.Context, reason string, ids []inventory.DeviceID) (int, error)) *cobra.Command {
-	var comment string
-	cmd.Args = cobra.MinimumNArgs(1)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		ids, err := parseIDs(args)
-		if err != nil {
-			return err
-		}
-		f, err := a.openFleet(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		n, err := turn(f, cmd.Context(), comment, ids)
-		if err != nil {
-			return err
-		}
-		same := len(uniqueIDs(ids)) - n
-		err = a.print(map[string]int{done: n, "unchanged": same}, func(w io.Writer) {
-			_, _ = fmt.Fprintf(w, "%d %s", n, done)
-			if same > 0 {
-				_, _ = fmt.Fprintf(w, ", %d unchanged", same)
-			}
-			_, _ = fmt.Fprintln(w)
-		})
-		if n > 0 && a.output == outputTable {
-			a.say(`the inventory says so; brokers learn it from "imprint export"`)
-		}
-		return err
-	}
-	cmd.Flags().StringVar(&comment, "comment", "", "`text` for the audit log")
-	return cmd
-}
-
 func uniqueIDs(ids []inventory.DeviceID) []string {
 	names := make([]string, len(ids))
 	for i, id := range ids {
@@ -398,53 +363,82 @@ func uniqueIDs(ids []inventory.DeviceID) []string {
 
 func newDeviceRevokeCommand(a *app) *cobra.Command {
 	var reason string
+	var s selection
 	cmd := newTurnCommand(a, &cobra.Command{
-		Use:   "revoke ID...",
-		Short: "End all credentials of devices, for good",
+		Use:   "revoke [ID...]",
+		Short: "End credentials of devices for good, at every broker",
 		Long: `Revoke ends all credentials of devices, for good; they can have no others. All
 devices are revoked, or none. To revoke a device again is no error.
 
+With --certificate single certificates are ended, by their serial numbers, and the
+devices go on with what else they have.
+
 Reasons are those of RFC 5280: unspecified, keyCompromise, affiliationChanged,
-superseded, cessationOfOperation, privilegeWithdrawn. With keyCompromise the
-device's keys can never be certified again.`,
-		Example: `  imprint device revoke dev-17 --reason keyCompromise --comment "found on a forum"`,
-	}, "revoked", func(f *fleet, ctx context.Context, comment string, ids []inventory.DeviceID) (int, error) {
+superseded, cessationOfOperation, privilegeWithdrawn. With keyCompromise the keys can
+never be certified again; of a single certificate, what was renewed from it since goes
+too.
+
+Then every broker that imprint knows is brought up to date, the sessions of the devices
+are ended, and it is tried that the broker obeys. A broker that is down is tried again
+by a running server or by "imprint broker sync"; until then "imprint revocations
+pending" shows it, and the exit code is 69.`,
+		Example: `  imprint device revoke dev-17 --reason keyCompromise --comment "found on a forum"
+  imprint device revoke --certificate 4f1c9a6f2f3a5d1e8b7c6d5e4f3a2b1c --reason keyCompromise
+  imprint device revoke --group hall-2 --reason privilegeWithdrawn
+  imprint device revoke --file stolen.txt`,
+	}, &s, "revoked", func(f *fleet, ctx context.Context, comment string, ids []inventory.DeviceID) (int, error) {
 		r, err := inventory.ParseReason(reason)
 		if err != nil {
 			return 0, err
 		}
-		return f.Revoke(ctx, actor(), comment, r, ids...)
+		if len(s.certificates) == 0 {
+			return f.Revoke(ctx, actor(), comment, r, ids...)
+		}
+		if len(ids) > 0 {
+			return 0, usageErrorf("--certificate is for certificates alone: revoke the devices by a command of their own")
+		}
+		serials := make([]inventory.Serial, len(s.certificates))
+		for i, text := range s.certificates {
+			if serials[i], err = inventory.ParseSerial(text); err != nil {
+				return 0, err
+			}
+		}
+		return f.RevokeCertificates(ctx, actor(), comment, r, serials...)
 	})
 	cmd.Flags().StringVar(&reason, "reason", inventory.Unspecified.String(), "RFC 5280 `reason`")
+	cmd.Flags().StringSliceVar(&s.certificates, "certificate", nil, "serial `number` of a certificate, may be repeated")
 	return cmd
 }
 
 func newDeviceSuspendCommand(a *app) *cobra.Command {
 	return newTurnCommand(a, &cobra.Command{
-		Use:     "suspend ID...",
-		Short:   "Hold all credentials of devices, until resume",
+		Use:     "suspend [ID...]",
+		Aliases: []string{"quarantine"},
+		Short:   "Hold all credentials of devices, until resume, at every broker",
+		Long: `Suspend puts devices on hold (certificateHold): their sessions end, and they cannot
+come back until "imprint device resume". What the broker has queued for them is lost.`,
 		Example: `  imprint device suspend dev-17 --comment "in the repair shop"`,
-	}, "suspended", func(f *fleet, ctx context.Context, comment string, ids []inventory.DeviceID) (int, error) {
+	}, &selection{}, "suspended", func(f *fleet, ctx context.Context, comment string, ids []inventory.DeviceID) (int, error) {
 		return f.Suspend(ctx, actor(), comment, ids...)
 	})
 }
 
 func newDeviceResumeCommand(a *app) *cobra.Command {
 	return newTurnCommand(a, &cobra.Command{
-		Use:     "resume ID...",
+		Use:     "resume [ID...]",
 		Short:   "Undo suspend; what is revoked stays revoked",
 		Example: `  imprint device resume dev-17`,
-	}, "resumed", func(f *fleet, ctx context.Context, comment string, ids []inventory.DeviceID) (int, error) {
+	}, &selection{}, "resumed", func(f *fleet, ctx context.Context, comment string, ids []inventory.DeviceID) (int, error) {
 		return f.Resume(ctx, actor(), comment, ids...)
 	})
 }
 
 func newDeviceRetireCommand(a *app) *cobra.Command {
 	return newTurnCommand(a, &cobra.Command{
-		Use:     "retire ID...",
-		Short:   "Take devices out of service, for good",
+		Use:     "retire [ID...]",
+		Short:   "Take devices out of service, for good, at every broker",
 		Example: `  imprint device retire dev-17 --comment "scrapped"`,
-	}, "retired", func(f *fleet, ctx context.Context, comment string, ids []inventory.DeviceID) (int, error) {
+	}, &selection{}, "retired", func(f *fleet, ctx context.Context, comment string, ids []inventory.DeviceID) (int, error) {
 		return f.Retire(ctx, actor(), comment, ids...)
 	})
 }

@@ -218,14 +218,15 @@ func actor() string {
 }
 
 // trustBundle returns the certificates that vouch for the fleet, in PEM: the root
-// alone, or with the issuers of a purpose for a peer that is sent no chain.
+// alone, or with the issuers of a purpose for a peer that is sent no chain. Issuers
+// that are retired vouch for nobody.
 func trustBundle(in inventory.Reader, purposes ...inventory.Purpose) ([]byte, error) {
 	var ders [][]byte
 	for iss, err := range in.Issuers() {
 		if err != nil {
 			return nil, err
 		}
-		if iss.State == inventory.IssuerPending {
+		if iss.State == inventory.IssuerPending || iss.State == inventory.IssuerRetired {
 			continue
 		}
 		for _, p := range purposes {

@@ -21,6 +21,7 @@ import (
 	"github.com/imprint-iot/imprint/enroll"
 	"github.com/imprint-iot/imprint/enroll/agent"
 	"github.com/imprint-iot/imprint/enroll/client"
+	"github.com/imprint-iot/imprint/enroll/delivery"
 	"github.com/imprint-iot/imprint/enroll/intake"
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/durable"
@@ -120,7 +121,7 @@ and writes the files that a broker needs to enforce it all.
 	}
 	root.AddCommand(
 		newInitCommand(a), newCACommand(a), newProfileCommand(a), newBootstrapCommand(a), newDeviceCommand(a), newTokenCommand(a), newApprovalCommand(a), newServeCommand(a), newAgentCommand(a),
-		newExportCommand(a), newPolicyCommand(a), newAuditCommand(a), newBackupCommand(a), newRestoreCommand(a),
+		newExportCommand(a), newBrokerCommand(a), newRevocationsCommand(a), newPolicyCommand(a), newAuditCommand(a), newBackupCommand(a), newRestoreCommand(a),
 		newCheckCommand(a), newVersionCommand(a),
 	)
 	strictArgs(root)
@@ -219,7 +220,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case is[*durable.InUseError](err), errors.Is(err, syscall.EADDRINUSE):
 		return exitBusy
-	case errors.Is(err, client.ErrPending):
+	case errors.Is(err, client.ErrPending), errors.Is(err, delivery.ErrBusy):
 		return exitBusy
 	case is[configError](err), errors.Is(err, agent.ErrConfig), errors.Is(err, inventory.ErrForeign), errors.Is(err, inventory.ErrVersion):
 		return exitConfig
@@ -236,7 +237,7 @@ func exitCode(err error) int {
 		errors.Is(err, fs.ErrExist), errors.Is(err, enroll.ErrClock), is[*client.ProblemError](err):
 		return exitRefused
 	case errors.Is(err, ca.ErrKeyUnavailable), errors.Is(err, ca.ErrExpired), errors.Is(err, enroll.ErrNoIssuer),
-		errors.Is(err, templates.ErrStale):
+		errors.Is(err, templates.ErrStale), errors.Is(err, templates.ErrUnreachable), errors.Is(err, delivery.ErrUnproven):
 		return exitUnavailable
 	case is[*os.PathError](err), is[*os.LinkError](err), is[*os.SyscallError](err), is[syscall.Errno](err):
 		return exitIO

@@ -18,7 +18,8 @@ type ViewConfig struct {
 	Node        templates.Node
 	TrustBundle []byte // PEM
 	CRLs        []templates.CRL
-	Now         time.Time // decides which certificates have expired
+	Now         time.Time          // decides which certificates have expired
+	Canary      inventory.DeviceID // exported among the devices; empty: none
 }
 
 // NewView resolves the fleet that in shows for an export. The view is valid as
@@ -52,6 +53,11 @@ func (v *view) CRLs() []templates.CRL                         { return v.ViewCon
 // order: one pass over each, whatever the size of the fleet.
 func (v *view) Entries() iter.Seq2[templates.Entry, error] {
 	return func(yield func(templates.Entry, error) bool) {
+		canary, err := v.canary()
+		if err != nil {
+			yield(templates.Entry{}, err)
+			return
+		}
 		next, stop := iter.Pull2(v.in.Credentials(inventory.CredentialQuery{All: true}))
 		defer stop()
 		cred, err, more := next()
@@ -71,6 +77,12 @@ func (v *view) Entries() iter.Seq2[templates.Entry, error] {
 				yield(templates.Entry{}, err)
 				return
 			}
+			if canary != nil && canary.ID.Canonical() < dev.ID.Canonical() {
+				if !yield(*canary, nil) {
+					return
+				}
+				canary = nil
+			}
 			if dev.State != inventory.Active || len(live) == 0 {
 				continue
 			}
@@ -79,7 +91,35 @@ func (v *view) Entries() iter.Seq2[templates.Entry, error] {
 				return
 			}
 		}
+		if canary != nil {
+			yield(*canary, nil)
+		}
 	}
+}
+
+// canary returns the entry of the canary, or nil.
+func (v *view) canary() (*templates.Entry, error) {
+	if v.Canary == "" {
+		return nil, nil
+	}
+	dev, err := v.in.Device(v.Canary)
+	if err != nil {
+		return nil, err
+	}
+	var live []inventory.Credential
+	for cred, err := range v.in.Credentials(inventory.CredentialQuery{Device: dev.ID}) {
+		if err != nil {
+			return nil, err
+		}
+		if cred.Usable(v.Now) {
+			live = append(live, cred)
+		}
+	}
+	if len(live) == 0 {
+		return nil, nil
+	}
+	e, err := v.entry(dev, live)
+	return &e, err
 }
 
 func (v *view) entry(dev inventory.Device, live []inventory.Credential) (templates.Entry, error) {
