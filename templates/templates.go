@@ -183,6 +183,10 @@ type Options struct {
 	SignerName  string        // of the certificate of Signer, for whoever verifies
 	Now         time.Time     // zero means time.Now
 	Warn        func(string)  // told each warning as it comes up; may be nil
+
+	// Passwords are those that whoever exports happens to know. Only a driver of a
+	// running broker that takes no hashes uses them; they are written nowhere.
+	Passwords map[inventory.DeviceID]inventory.Secret
 }
 
 // A Summary is what an export came to.

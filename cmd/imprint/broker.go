@@ -291,7 +291,7 @@ func (a *app) watchBrokers(ctx context.Context, names []string, every time.Durat
 	if len(nodes) == 0 {
 		return configErrorf("no broker is known: imprint broker add makes one known")
 	}
-	f.syncer(actor()).Watch(ctx, nodes, every, func(r *delivery.Receipt, err error) {
+	f.syncer(actor()).Watch(ctx, nodes, every, func(_ string, r *delivery.Receipt, err error) {
 		if err != nil {
 			a.warn(err.Error())
 			return

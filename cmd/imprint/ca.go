@@ -138,8 +138,17 @@ const maxCRLFile = 128 << 20
 const crlBudget = 10000
 
 // publishCRL returns the CRL of an issuer, signing a new one if that is due, and
-// keeps it in the fleet directory.
+// keeps it in the fleet directory. Another process may be doing the same.
 func (f *fleet) publishCRL(ctx context.Context, issuer string, force bool) (enroll.CRL, error) {
+	for tries := 0; ; tries++ {
+		crl, err := f.publishCRLOnce(ctx, issuer, force)
+		if !errors.Is(err, inventory.ErrConflict) || tries == 8 {
+			return crl, err
+		}
+	}
+}
+
+func (f *fleet) publishCRLOnce(ctx context.Context, issuer string, force bool) (enroll.CRL, error) {
 	dir, err := f.dir.Sub(crlDir)
 	if err != nil {
 		return enroll.CRL{}, err

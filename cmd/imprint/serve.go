@@ -219,6 +219,15 @@ func (s *service) run(ctx context.Context, l server.Listeners) error {
 		})
 	}()
 	go s.attend(work)
+	brokers := make(chan struct{})
+	go func() {
+		defer close(brokers)
+		s.keepBrokers(work)
+	}()
+	defer func() {
+		stop()
+		<-brokers
+	}()
 	s.ready(l)
 	done := make(chan error, 1)
 	go func() { done <- s.server.Serve(ctx, l) }()

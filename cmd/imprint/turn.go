@@ -156,9 +156,9 @@ func (a *app) printTurn(r turnResult, nodes bool) error {
 	}
 	a.say("%s", line)
 	switch {
-	case nodes:
+	case len(r.receipts) > 0:
 		return a.printReceipts(r.receipts)
-	case r.changed > 0:
+	case r.changed > 0 && !nodes:
 		a.say(`the inventory says so; brokers learn it from "imprint export", or at once if imprint knows them: imprint broker add`)
 	}
 	return nil

@@ -13,14 +13,15 @@ import (
 // A Receipt says what was done at one node to put the inventory in force, and what
 // proves it. It is in the audit log.
 type Receipt struct {
-	Node     string        `json:"node"`
-	Target   string        `json:"target"`
-	Revision uint64        `json:"revision"` // of the inventory, now in force
-	Began    time.Time     `json:"began"`
-	Took     time.Duration `json:"tookNanoseconds"`
-	Steps    []Step        `json:"steps"`
-	Ended    []string      `json:"ended"` // devices whose sessions were ended; at most 1,000 of them
-	Count    int           `json:"count"` // how many those are
+	Node       string        `json:"node"`
+	Target     string        `json:"target"`
+	Revision   uint64        `json:"revision"` // of the inventory, now in force
+	Began      time.Time     `json:"began"`
+	NextUpdate time.Time     `json:"nextUpdate,omitzero"` // when the first CRL of the node lapses
+	Took       time.Duration `json:"tookNanoseconds"`
+	Steps      []Step        `json:"steps"`
+	Ended      []string      `json:"ended"` // devices whose sessions were ended; at most 1,000 of them
+	Count      int           `json:"count"` // how many those are
 }
 
 // A Step is one thing that was done, with its outcome.

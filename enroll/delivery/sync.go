@@ -274,6 +274,7 @@ func (w *syncing) deliver(ctx context.Context, driver templates.Driver) error {
 		w.receipt.Revision = in.Revision()
 		o := w.node.Options
 		o.AllowShrink, o.Now = true, w.cfg.Now() // the audit log says who is gone, and why
+		o.Passwords = map[inventory.DeviceID]inventory.Secret{w.canary.Device: w.canary.Accepted.Password}
 		sum, err = driver.Deliver(ctx, view, o)
 		return err
 	})
@@ -397,6 +398,7 @@ func (w *syncing) record(ctx context.Context) error {
 				p.NextUpdate = c.NextUpdate
 			}
 		}
+		w.receipt.NextUpdate = p.NextUpdate
 		var work inventory.Work
 		err := w.cfg.Store.Read(ctx, func(in inventory.Reader) (err error) {
 			_, work, err = readProgress(in, w.node.Name)

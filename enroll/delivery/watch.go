@@ -20,16 +20,17 @@ const (
 // many revocations in a short time cost few reloads: at most one in every, and no
 // two of one node at a time. A node that fails is tried again, less and less
 // often. report is told each receipt and each new failure, one at a time.
-func (s *Syncer) Watch(ctx context.Context, nodes []*Node, every time.Duration, report func(*Receipt, error)) {
+func (s *Syncer) Watch(ctx context.Context, nodes []*Node, every time.Duration, report func(node string, r *Receipt, err error)) {
 	var mu sync.Mutex
-	tell := func(r *Receipt, err error) {
-		mu.Lock()
-		defer mu.Unlock()
-		report(r, err)
-	}
 	var wait sync.WaitGroup
 	for _, n := range nodes {
-		wait.Go(func() { s.watch(ctx, n, every, tell) })
+		wait.Go(func() {
+			s.watch(ctx, n, every, func(r *Receipt, err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				report(n.Name, r, err)
+			})
+		})
 	}
 	wait.Wait()
 }

@@ -19,6 +19,10 @@ type metrics struct {
 	crlAge   *prometheus.GaugeVec
 	crlFails *prometheus.CounterVec
 	ocsp     *prometheus.CounterVec
+
+	brokerUp      *prometheus.GaugeVec
+	brokerCRL     *prometheus.GaugeVec
+	brokerSeconds prometheus.Histogram
 }
 
 func newMetrics() *metrics {
@@ -43,8 +47,18 @@ func newMetrics() *metrics {
 		ocsp: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "imprint_ocsp_answers_total", Help: "OCSP answers by status; error is a request that cannot be read.",
 		}, []string{"status", "signed"}),
+		brokerUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "imprint_broker_up_to_date", Help: "1 if the broker was seen to obey the last time it was told something, 0 if not: alarm.",
+		}, []string{"node"}),
+		brokerCRL: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "imprint_broker_crl_next_update_seconds", Help: "Unix time at which the first CRL of the broker lapses; then it refuses everybody.",
+		}, []string{"node"}),
+		brokerSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "imprint_broker_sync_seconds", Help: "Time from the look at what has changed to the proof that a broker obeys.",
+			Buckets: []float64{.05, .1, .2, .5, 1, 2, 5, 10, 30},
+		}),
 	}
-	m.registry.MustRegister(m.requests, m.seconds, m.issued, m.crlAge, m.crlFails, m.ocsp)
+	m.registry.MustRegister(m.requests, m.seconds, m.issued, m.crlAge, m.crlFails, m.ocsp, m.brokerUp, m.brokerCRL, m.brokerSeconds)
 	return m
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -52,9 +53,11 @@ func newStatusService(r *enroll.Registrar, files CRLFiles, log *slog.Logger, m *
 
 // Revoked tells the server that certificates may have been revoked, by whatever
 // door, so that CRLs are signed anew at once. It does not wait.
-func (s *Server) Revoked() {
+func (s *Server) Revoked() { s.status.again() }
+
+func (s *statusService) again() {
 	select {
-	case s.status.poke <- struct{}{}:
+	case s.poke <- struct{}{}:
 	default: // one that is waiting covers this one too
 	}
 }
@@ -102,7 +105,12 @@ func (s *statusService) publish(ctx context.Context) {
 		if iss.State == inventory.IssuerPending {
 			continue
 		}
-		if err := s.publishOne(ctx, iss); err != nil && ctx.Err() == nil {
+		err := s.publishOne(ctx, iss)
+		if errors.Is(err, inventory.ErrConflict) { // somebody else has just signed one: look again
+			s.again()
+			continue
+		}
+		if err != nil && ctx.Err() == nil {
 			s.metrics.crlFails.WithLabelValues(iss.Name).Inc()
 			s.log.Error("CRL cannot be published", slog.Any("issuer", iss.Name), slog.Any("err", err))
 		}
@@ -111,7 +119,7 @@ func (s *statusService) publish(ctx context.Context) {
 }
 
 func (s *statusService) publishOne(ctx context.Context, iss *inventory.Issuer) error {
-	have, err := s.have(iss.Name)
+	have, err := s.have(iss.Name, iss.CRLNumber)
 	if err != nil {
 		return err
 	}
@@ -139,12 +147,13 @@ func (s *statusService) publishOne(ctx context.Context, iss *inventory.Issuer) e
 	return nil
 }
 
-// have is the CRL published last, from memory or, after a start, from its file.
-func (s *statusService) have(issuer string) ([]byte, error) {
+// have is the CRL published last: from memory, or from its file if somebody else has
+// signed a newer one, or after a start.
+func (s *statusService) have(issuer string, number uint64) ([]byte, error) {
 	s.mu.RLock()
 	p := s.crls[issuer]
 	s.mu.RUnlock()
-	if p != nil {
+	if p != nil && p.Number == number {
 		return p.DER, nil
 	}
 	return s.files.Load(issuer)

@@ -16,6 +16,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 	"github.com/google/uuid"
 
+	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/templates"
 )
 
@@ -37,6 +38,7 @@ type dynsecCommand struct {
 	Command     string          `json:"command"`
 	Correlation string          `json:"correlationData,omitempty"`
 	Username    string          `json:"username,omitempty"`
+	Password    string          `json:"password,omitempty"` // in the clear, through the socket
 	TextName    string          `json:"textname,omitempty"`
 	RoleName    string          `json:"rolename,omitempty"`
 	Roles       []dynsecRoleRef `json:"roles,omitempty"`
@@ -65,9 +67,10 @@ type controller struct {
 }
 
 // control brings a running broker to what its file says. It reports whether the
-// broker has changed anything. A password cannot be told, only its hash is known:
-// who is new or has another one gets in when the broker is started again.
-func (d *driver) control(ctx context.Context, warn func(string)) (bool, error) {
+// broker has changed anything. The plugin takes passwords and no hashes: who is new
+// or has another password, and not one of o.Passwords, gets in when the broker is
+// started again.
+func (d *driver) control(ctx context.Context, o templates.Options) (bool, error) {
 	want, err := d.wanted()
 	if err != nil {
 		return false, err
@@ -83,9 +86,9 @@ func (d *driver) control(ctx context.Context, warn func(string)) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	commands, late := difference(want, have, d.live.User)
-	if late > 0 && warn != nil {
-		warn(fmt.Sprintf("%d devices with a password can log in when the broker has been started again: dynamic security takes no hashes while it runs", late))
+	commands, late := difference(want, have, d.live.User, o.Passwords)
+	if late > 0 && o.Warn != nil {
+		o.Warn(fmt.Sprintf("%d devices with a password can log in when the broker has been started again: dynamic security takes no hashes while it runs", late))
 	}
 	for batch := range slices.Chunk(commands, controlBatch) {
 		answers, err := c.do(ctx, batch)
@@ -114,7 +117,7 @@ func (d *driver) wanted() (*dynsecFile, error) {
 // difference lists what makes have into want: what takes rights away comes first.
 // A client is compared by its roles, since the plugin does not say its password;
 // late counts those that cannot be told because of it.
-func difference(want, have *dynsecFile, admin string) (commands []dynsecCommand, late int) {
+func difference(want, have *dynsecFile, admin string, passwords map[inventory.DeviceID]inventory.Secret) (commands []dynsecCommand, late int) {
 	clients := make(map[string]*dynsecClient, len(want.Clients))
 	for i := range want.Clients {
 		clients[want.Clients[i].Username] = &want.Clients[i]
@@ -154,13 +157,22 @@ func difference(want, have *dynsecFile, admin string) (commands []dynsecCommand,
 		c := &want.Clients[i]
 		switch {
 		case known[c.Username]:
-		case len(c.Password) > 0:
+			if secret, ok := passwords[inventory.DeviceID(c.Username)]; ok {
+				commands = append(commands, dynsecCommand{Command: "setClientPassword", Username: c.Username, Password: string(secret.Reveal())})
+			}
+		case len(c.Password) > 0 && !knows(passwords, c.Username):
 			late++
 		default:
-			commands = append(commands, dynsecCommand{Command: "createClient", Username: c.Username, TextName: c.TextName, Roles: c.Roles})
+			secret := passwords[inventory.DeviceID(c.Username)]
+			commands = append(commands, dynsecCommand{Command: "createClient", Username: c.Username, TextName: c.TextName, Roles: c.Roles, Password: string(secret.Reveal())})
 		}
 	}
 	return commands, late
+}
+
+func knows(passwords map[inventory.DeviceID]inventory.Secret, user string) bool {
+	_, ok := passwords[inventory.DeviceID(user)]
+	return ok
 }
 
 func sameRoles(a, b []dynsecRoleRef) bool {

@@ -73,7 +73,7 @@ func (d *driver) Deliver(ctx context.Context, v templates.View, o templates.Opti
 	if err != nil || o.Form != Dynsec {
 		return sum, err
 	}
-	told, err := d.control(ctx, o.Warn)
+	told, err := d.control(ctx, o)
 	if err != nil || !told {
 		return sum, err
 	}
