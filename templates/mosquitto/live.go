@@ -135,7 +135,7 @@ func run(ctx context.Context, name string, args ...string) error {
 }
 
 // kicksAtOnce is how many sessions are taken over at the same time.
-const kicksAtOnce = 32
+const kicksAtOnce = 8
 
 // Kick implements [templates.Driver].
 func (d *driver) Kick(ctx context.Context, ids []inventory.DeviceID) error {
@@ -186,12 +186,23 @@ func (d *driver) take(ctx context.Context, id inventory.DeviceID) error {
 }
 
 func (d *driver) dial(ctx context.Context) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: d.live.Timeout}
-	conn, err := dialer.DialContext(ctx, "unix", d.live.Admin)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", templates.ErrUnreachable, err)
+	ctx, cancel := context.WithTimeout(ctx, d.live.Timeout)
+	defer cancel()
+	for {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(ctx, "unix", d.live.Admin)
+		if err == nil {
+			return conn, nil
+		}
+		// A broker that is busy with a reload lets a few wait, and then no more.
+		if !errors.Is(err, syscall.EAGAIN) || ctx.Err() != nil {
+			return nil, fmt.Errorf("%w: %w", templates.ErrUnreachable, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
-	return conn, nil
 }
 
 // Live implements [templates.Driver]: a device whose session is held has none
