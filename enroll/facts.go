@@ -17,6 +17,8 @@ type facts struct {
 	rule        *issuingRule
 	issuer      inventory.Issuer
 	caKeys      map[inventory.SPKI]string // the fleet's own keys, which no device may have
+	trust       uint32                    // the newest root that a bundle made now has
+	link        []byte                    // DER, for a server's chain while its root is new to some; may be empty
 }
 
 // A reading is one moment of the inventory, with what every decision needs of it
@@ -25,6 +27,7 @@ type reading struct {
 	r        *Registrar
 	in       inventory.Reader
 	issuers  []inventory.Issuer
+	rollover *Rollover // the last one; nil if there was none
 	caKeys   map[inventory.SPKI]string
 	profiles map[string]inventory.Profile
 }
@@ -45,7 +48,9 @@ func (r *Registrar) at(in inventory.Reader) (*reading, error) {
 		}
 		x.profiles[p.Name] = p
 	}
-	return x, nil
+	var err error
+	x.rollover, err = currentRollover(in)
+	return x, err
 }
 
 // issuer returns the newest active issuer for a purpose.
@@ -60,6 +65,17 @@ func (x *reading) issuer(purpose inventory.Purpose) (inventory.Issuer, error) {
 		return newest, fmt.Errorf("%w for %s certificates", ErrNoIssuer, purpose)
 	}
 	return newest, nil
+}
+
+// newestRoot is the generation of the newest root that is trusted.
+func (x *reading) newestRoot() uint32 {
+	var newest uint32
+	for i := range x.issuers {
+		if iss := &x.issuers[i]; iss.Purpose == inventory.RootPurpose && vouches(iss) {
+			newest = max(newest, iss.Generation)
+		}
+	}
+	return newest
 }
 
 // facts reads what is known of a registered device.
@@ -82,7 +98,7 @@ func (r *Registrar) facts(ctx context.Context, id inventory.DeviceID) (*facts, e
 
 // facts reads what is known around dev, which need not be stored yet.
 func (x *reading) facts(dev inventory.Device) (*facts, error) {
-	f := &facts{device: dev, caKeys: x.caKeys}
+	f := &facts{device: dev, caKeys: x.caKeys, trust: x.newestRoot()}
 	purpose, profile := inventory.ServerPurpose, serverProfile
 	if dev.Kind != inventory.Server {
 		var ok bool
@@ -97,6 +113,9 @@ func (x *reading) facts(dev inventory.Device) (*facts, error) {
 	}
 	if f.issuer, err = x.issuer(purpose); err != nil {
 		return nil, err
+	}
+	if v := x.rollover; v != nil && v.Phase == PhaseIssue && dev.Kind == inventory.Server {
+		f.link = v.NewWithOld
 	}
 	if dev.Revision == 0 {
 		return f, nil

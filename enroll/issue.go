@@ -239,9 +239,15 @@ func (r *Registrar) certify(f *facts, issuer *ca.Issuer, key deviceKey, now time
 		return nil, fmt.Errorf("certificate of %s: %w", dev.ID, err)
 	}
 	dev.State, dev.Updated = inventory.Active, now
+	if !key.private.IsZero() { // with the key goes a bundle, in which the roots are
+		dev.Trust = max(dev.Trust, f.trust)
+	}
 	made := &issued{Enrollment: Enrollment{
 		Device: dev, Certificate: cert, Chain: [][]byte{der, f.issuer.Certificate}, Key: key.private, Rights: rights,
 	}}
+	if len(f.link) > 0 {
+		made.Chain = append(made.Chain, f.link)
+	}
 	made.credentials = append(made.credentials, inventory.Credential{
 		Device: dev.ID, Kind: inventory.CertificateCredential, Generation: f.next(inventory.CertificateCredential),
 		State: inventory.CredentialActive, Certificate: cert, Created: now,

@@ -146,14 +146,33 @@ const maxClockBack = 5 * time.Minute
 // TrustBundle returns the roots of the fleet, DER, and the link certificates
 // between them while a root is being replaced.
 func (r *Registrar) TrustBundle(ctx context.Context) ([][]byte, error) {
-	all, err := r.Issuers(ctx)
 	var ders [][]byte
-	for i := range all {
-		if all[i].Purpose == inventory.RootPurpose && len(all[i].Certificate) > 0 {
-			ders = append(ders, all[i].Certificate)
+	err := r.cfg.Store.Read(ctx, func(in inventory.Reader) (err error) {
+		ders, err = trusted(in)
+		return err
+	})
+	return ders, err
+}
+
+// trusted returns the roots that somebody is told to trust, and the links between
+// them.
+func trusted(in inventory.Reader) ([][]byte, error) {
+	var ders [][]byte
+	for iss, err := range in.Issuers() {
+		if err != nil {
+			return nil, err
+		}
+		if iss.Purpose == inventory.RootPurpose && vouches(&iss) {
+			ders = append(ders, iss.Certificate)
 		}
 	}
-	return ders, err
+	between, err := links(in)
+	return append(ders, between...), err
+}
+
+// vouches reports whether anybody is to trust an issuer.
+func vouches(iss *inventory.Issuer) bool {
+	return iss.State == inventory.IssuerActive || iss.State == inventory.IssuerStandby
 }
 
 // CACertificates returns what RFC 7030 §4.1.3 calls the CA certificates: the
@@ -165,7 +184,7 @@ func (r *Registrar) CACertificates(ctx context.Context) ([][]byte, error) {
 	}
 	all, err := r.Issuers(ctx)
 	for i := range all {
-		if all[i].Purpose != inventory.RootPurpose && len(all[i].Certificate) > 0 {
+		if all[i].Purpose != inventory.RootPurpose && vouches(&all[i]) {
 			ders = append(ders, all[i].Certificate)
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -222,6 +224,26 @@ and writes it as PEM.`,
 	return cmd
 }
 
+// activeIssuer is the issuer that signs for a purpose now.
+func (f *fleet) activeIssuer(ctx context.Context, purpose inventory.Purpose) (inventory.Issuer, error) {
+	var active inventory.Issuer
+	err := f.store.Read(ctx, func(in inventory.Reader) error {
+		for iss, err := range in.Issuers() {
+			if err != nil {
+				return err
+			}
+			if iss.Purpose == purpose && iss.State == inventory.IssuerActive && iss.Generation > active.Generation {
+				active = iss
+			}
+		}
+		return nil
+	})
+	if err == nil && active.Name == "" {
+		err = fmt.Errorf("%w for %s certificates", enroll.ErrNoIssuer, purpose)
+	}
+	return active, err
+}
+
 func (f *fleet) newestIssuer(ctx context.Context, purpose inventory.Purpose) (string, error) {
 	var name string
 	err := f.store.Read(ctx, func(in inventory.Reader) error {
@@ -363,7 +385,7 @@ and no fleet.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&rootPath, "root", "", "`directory` with root-1.key and root-1.pem (required)")
+	flags.StringVar(&rootPath, "root", "", "`directory` with the key and the certificate of the root (required)")
 	flags.StringVar(&purpose, "purpose", "device", "what the issuer signs: device or server")
 	flags.Uint32Var(&generation, "generation", 0, "`number` of the issuer, as export said (required)")
 	flags.StringVar(&out, "out", "", "`file` for the certificate, PEM (required)")
@@ -375,6 +397,25 @@ and no fleet.`,
 	return cmd
 }
 
+// newestRootIn names the newest root whose certificate is in a directory.
+func newestRootIn(dir string) (string, error) {
+	names, err := filepath.Glob(filepath.Join(dir, "root-*.pem"))
+	if err != nil {
+		return "", err
+	}
+	newest, generation := "", 0
+	for _, path := range names {
+		name := strings.TrimSuffix(filepath.Base(path), ".pem")
+		if n, err := strconv.Atoi(strings.TrimPrefix(name, "root-")); err == nil && n > generation {
+			newest, generation = name, n
+		}
+	}
+	if newest == "" {
+		return "", fmt.Errorf("%s: no certificate of a root, as root-1.pem: %w", dir, fs.ErrNotExist)
+	}
+	return newest, nil
+}
+
 func (a *app) signWithRoot(ctx context.Context, rootPath, request string, purpose inventory.Purpose, generation uint32) (_ []byte, err error) {
 	text, err := a.readIn(request, maxPEM)
 	if err != nil {
@@ -384,7 +425,11 @@ func (a *app) signWithRoot(ctx context.Context, rootPath, request string, purpos
 	if block == nil || block.Type != "CERTIFICATE REQUEST" {
 		return nil, &inventory.InvalidError{Field: "file", Value: request, Want: "a certification request in PEM"}
 	}
-	rootPEM, err := a.readIn(filepath.Join(rootPath, "root-1.pem"), maxPEM)
+	name, err := newestRootIn(rootPath)
+	if err != nil {
+		return nil, err
+	}
+	rootPEM, err := a.readIn(filepath.Join(rootPath, name+".pem"), maxPEM)
 	if err != nil {
 		return nil, err
 	}
@@ -392,7 +437,7 @@ func (a *app) signWithRoot(ctx context.Context, rootPath, request string, purpos
 	if err != nil {
 		return nil, err
 	}
-	key, err := ca.OpenKey(ctx, ca.KeyFileURI(filepath.Join(rootPath, "root-1.key")), a.askPassphrase)
+	key, err := ca.OpenKey(ctx, ca.KeyFileURI(filepath.Join(rootPath, name+".key")), a.askPassphrase)
 	if err != nil {
 		return nil, err
 	}

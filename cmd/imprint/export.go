@@ -208,7 +208,7 @@ func (f *fleet) deviceCRLs(ctx context.Context) ([]templates.CRL, error) {
 	}
 	var out []templates.CRL
 	for _, iss := range issuers {
-		if iss.State == inventory.IssuerPending.String() || iss.Purpose != inventory.DevicePurpose && iss.Purpose != inventory.FactoryPurpose {
+		if iss.State == inventory.IssuerPending.String() || iss.State == inventory.IssuerRetired.String() || iss.Purpose != inventory.DevicePurpose && iss.Purpose != inventory.FactoryPurpose {
 			continue
 		}
 		crl, err := f.publishCRL(ctx, iss.Name, false)

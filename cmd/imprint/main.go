@@ -121,7 +121,7 @@ and writes the files that a broker needs to enforce it all.
 	}
 	root.AddCommand(
 		newInitCommand(a), newCACommand(a), newProfileCommand(a), newBootstrapCommand(a), newDeviceCommand(a), newTokenCommand(a), newApprovalCommand(a), newServeCommand(a), newAgentCommand(a),
-		newExportCommand(a), newBrokerCommand(a), newRevocationsCommand(a), newPolicyCommand(a), newAuditCommand(a), newBackupCommand(a), newRestoreCommand(a),
+		newExportCommand(a), newBrokerCommand(a), newRevocationsCommand(a), newRolloverCommand(a), newPolicyCommand(a), newAuditCommand(a), newBackupCommand(a), newRestoreCommand(a),
 		newCheckCommand(a), newVersionCommand(a),
 	)
 	strictArgs(root)

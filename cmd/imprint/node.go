@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -68,7 +69,7 @@ func (f *fleet) certified(ctx context.Context, b brokerConfig) (chain, key []byt
 	for try := 0; ; try++ {
 		chain, key, err := f.readNode(b.Node)
 		if err == nil {
-			err = f.checkNode(b.Hosts, chain, key)
+			err = f.checkNode(ctx, b.Hosts, chain, key)
 		}
 		if err == nil {
 			return chain, key, nil
@@ -100,7 +101,11 @@ func (f *fleet) readNode(name string) (chain, key []byte, err error) {
 }
 
 // checkNode reports why a server's certificate has to be replaced.
-func (f *fleet) checkNode(hosts []string, chain, key []byte) error {
+func (f *fleet) checkNode(ctx context.Context, hosts []string, chain, key []byte) error {
+	issuer, err := f.activeIssuer(ctx, inventory.ServerPurpose)
+	if err != nil {
+		return err
+	}
 	certs, err := ca.ParseCertificatesPEM(chain)
 	if err != nil || len(certs) == 0 {
 		return fmt.Errorf("reading it: %w", err)
@@ -122,6 +127,9 @@ func (f *fleet) checkNode(hosts []string, chain, key []byte) error {
 	slices.Sort(want)
 	if !slices.Equal(names, want) {
 		return fmt.Errorf("it names %v, not %v", names, want)
+	}
+	if !bytes.Equal(issuer.KeyID[:], leaf.AuthorityKeyId) {
+		return errors.New("its issuer has been replaced")
 	}
 	life := leaf.NotAfter.Sub(leaf.NotBefore)
 	if f.app.now().After(leaf.NotBefore.Add(life * 2 / 3)) {

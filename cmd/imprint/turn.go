@@ -123,6 +123,10 @@ func newTurnCommand(a *app, cmd *cobra.Command, s *selection, done string, turn 
 		if err != nil {
 			return err
 		}
+		from, err := f.revision(cmd.Context())
+		if err != nil {
+			return err
+		}
 		n, err := turn(f, cmd.Context(), comment, ids)
 		if err != nil {
 			return err
@@ -133,7 +137,7 @@ func newTurnCommand(a *app, cmd *cobra.Command, s *selection, done string, turn 
 			return err
 		}
 		if len(names) > 0 {
-			r.receipts, err = f.enforce(cmd.Context(), names)
+			r.receipts, err = f.enforce(cmd.Context(), from, names)
 		}
 		return errors.Join(a.printTurn(r, len(names) > 0), err)
 	}
@@ -164,15 +168,25 @@ func (a *app) printTurn(r turnResult, nodes bool) error {
 	return nil
 }
 
+// revision is how many changes there have been.
+func (f *fleet) revision(ctx context.Context) (n uint64, err error) {
+	err = f.store.Read(ctx, func(in inventory.Reader) error {
+		n = in.Revision()
+		return nil
+	})
+	return n, err
+}
+
 // enforceWait is how long a command waits for a server to bring the brokers up to
 // date.
 const enforceWait = 60 * time.Second
 
-// enforce brings the brokers up to date with what has just been changed. Beside a
+// enforce brings the brokers up to date with what has been changed after the revision
+// from. Beside a
 // server it is the server that does so, and the command waits for it.
-func (f *fleet) enforce(ctx context.Context, names []string) ([]delivery.Receipt, error) {
+func (f *fleet) enforce(ctx context.Context, from uint64, names []string) ([]delivery.Receipt, error) {
 	if _, served := f.store.(servedStore); served {
-		return f.awaitServer(ctx, names)
+		return f.awaitServer(ctx, from, names)
 	}
 	nodes, err := f.openNodes(names)
 	if err != nil {
@@ -182,23 +196,14 @@ func (f *fleet) enforce(ctx context.Context, names []string) ([]delivery.Receipt
 	return f.syncer(actor()).SyncAll(ctx, nodes, false)
 }
 
-func (f *fleet) awaitServer(ctx context.Context, names []string) ([]delivery.Receipt, error) {
-	var from uint64
-	err := f.store.Read(ctx, func(in inventory.Reader) error {
-		from = in.Revision()
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
+func (f *fleet) awaitServer(ctx context.Context, from uint64, names []string) ([]delivery.Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, enforceWait)
 	defer cancel()
 	for {
-		lags, err := delivery.Pending(ctx, f.store, names)
+		behind, err := delivery.Behind(context.WithoutCancel(ctx), f.store, names)
 		if err != nil {
 			return nil, err
 		}
-		behind := slices.DeleteFunc(lags, func(l delivery.Lag) bool { return l.Progress.Revision >= from })
 		failing := slices.ContainsFunc(behind, func(l delivery.Lag) bool { return !l.Progress.Failed.IsZero() })
 		if len(behind) == 0 || failing || ctx.Err() != nil {
 			receipts, err := f.receipts(context.WithoutCancel(ctx), from, 0)

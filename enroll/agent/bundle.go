@@ -3,12 +3,14 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
 
+	"github.com/imprint-iot/imprint/enroll/api"
 	"github.com/imprint-iot/imprint/enroll/client"
 )
 
@@ -33,9 +35,51 @@ func (a *agent) followBundle(ctx context.Context) {
 		a.clock.saw(answer.Date)
 		err = a.takeBundle(answer.Value)
 	}
+	if err == nil {
+		err = a.reportTrust(ctx)
+	}
 	if err != nil {
 		a.log.Warn("trust bundle not taken", slog.Any("err", err))
 	}
+}
+
+// reportTrust tells the server which roots the device trusts, so that it knows when
+// a root may go.
+func (a *agent) reportTrust(ctx context.Context) error {
+	n, err := current(a.dir)
+	if err != nil || n == 0 {
+		return err
+	}
+	return a.clock.try(ctx, func(ctx context.Context) error {
+		c, err := a.client(n)
+		if err != nil {
+			return err
+		}
+		answer, err := c.Report(ctx, api.StatusReport{Version: api.StatusVersion, Status: true, Trust: a.trusts()})
+		a.clock.saw(answer.Date)
+		return err
+	})
+}
+
+// maxTrusts is how many fingerprints a report has at most.
+const maxTrusts = 16
+
+// trusts are the fingerprints of what is trusted. Without any the report says
+// nothing of it.
+func (a *agent) trusts() []string {
+	_, text, err := roots(a.dir, a.cfg.Trust)
+	if err != nil {
+		return nil
+	}
+	all, err := parseBundle(text)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, c := range all[:min(len(all), maxTrusts)] {
+		out = append(out, fmt.Sprintf("%x", sha256.Sum256(c.Raw)))
+	}
+	return out
 }
 
 // takeBundle stores a bundle if every certificate in it is trusted already or is

@@ -326,7 +326,7 @@ func (a *agent) settle(ctx context.Context, n int, all []int) error {
 		if err != nil {
 			return err
 		}
-		answer, err := c.Report(ctx, api.StatusReport{Version: api.StatusVersion, Status: true})
+		answer, err := c.Report(ctx, api.StatusReport{Version: api.StatusVersion, Status: true, Trust: a.trusts()})
 		a.clock.saw(answer.Date)
 		return err
 	})

@@ -76,6 +76,11 @@ type StatusReport struct {
 	Version int    `json:"version"`          // 1
 	Status  bool   `json:"status"`           // it has connected to the broker with it
 	Reason  string `json:"reason,omitempty"` // why not; at most 256 bytes
+
+	// Trust are the SHA-256 fingerprints of the certificates with which the device
+	// verifies the broker and the server, in hexadecimal; at most 16. While a root is
+	// being replaced this is how it is known that the device is ready.
+	Trust []string `json:"trust,omitempty"`
 }
 
 // StatusVersion is the version of [StatusReport].

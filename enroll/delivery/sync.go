@@ -105,18 +105,48 @@ func (s *Syncer) due(ctx context.Context, n *Node, force bool) (bool, error) {
 		if due = due || p.Revision == 0 || !p.Failed.IsZero() || s.lapses(in, &p); due {
 			return nil
 		}
-		for e, err := range in.Events(p.Revision + 1) {
+		due, err = changedAfter(in, p.Revision)
+		return err
+	})
+	return due, err
+}
+
+// changedAfter reports whether something that a broker has to know has happened
+// after a revision.
+func changedAfter(in inventory.Reader, revision uint64) (bool, error) {
+	for e, err := range in.Events(revision + 1) {
+		if err != nil {
+			return false, err
+		}
+		if !own(e.Action) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Behind returns how far those nodes are that have not been brought up to date with
+// all that has happened.
+func Behind(ctx context.Context, store inventory.Store, nodes []string) ([]Lag, error) {
+	var out []Lag
+	err := store.Read(ctx, func(in inventory.Reader) error {
+		out = out[:0]
+		for _, name := range nodes {
+			p, _, err := readProgress(in, name)
 			if err != nil {
 				return err
 			}
-			if !own(e.Action) {
-				due = true
-				return nil
+			changed, err := changedAfter(in, p.Revision)
+			if err != nil {
+				return err
+			}
+			if changed || p.Revision == 0 || !p.Failed.IsZero() {
+				out = append(out, Lag{Node: name, Progress: p})
 			}
 		}
 		return nil
 	})
-	return due, err
+	return out, err
 }
 
 // own reports whether an event changes nothing that a broker has to know.

@@ -2,8 +2,10 @@ package server
 
 import (
 	_ "embed"
+	"encoding/hex"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/imprint-iot/imprint/ca"
 	"github.com/imprint-iot/imprint/enroll"
@@ -128,11 +130,39 @@ func (s *Server) enrollStatus(c *call) error {
 	if report.Version != api.StatusVersion {
 		return problemf(api.CodeField, "at /version: want %d", api.StatusVersion)
 	}
+	roots, err := fingerprints(report.Trust)
+	if err != nil {
+		return err
+	}
 	ended, err := s.cfg.Registrar.Confirm(c.context(), c.who, report.Status, report.Reason)
 	if err != nil {
 		return err
 	}
+	if len(roots) > 0 {
+		if _, err := s.cfg.Registrar.ConfirmTrust(c.context(), c.who.Name(), "", roots, c.who.Device()); err != nil {
+			return err
+		}
+	}
 	return c.answerJSON(http.StatusOK, api.StatusResponse{Device: string(c.who.Device()), Serial: c.who.Serial().String(), Ended: ended})
+}
+
+// maxTrust is how many roots a device can say that it trusts.
+const maxTrust = 16
+
+// fingerprints reads what a device says that it trusts.
+func fingerprints(texts []string) ([]inventory.Fingerprint, error) {
+	if len(texts) > maxTrust {
+		return nil, problemf(api.CodeField, "at /trust: at most %d fingerprints", maxTrust)
+	}
+	out := make([]inventory.Fingerprint, len(texts))
+	for i, text := range texts {
+		b, err := hex.DecodeString(text)
+		if err != nil || len(b) != len(out[i]) || text != strings.ToLower(text) {
+			return nil, problemf(api.CodeField, "at /trust/%d: want 64 lower-case hexadecimal digits", i)
+		}
+		copy(out[i][:], b)
+	}
+	return out, nil
 }
 
 func (s *Server) trustBundle(c *call) error {
