@@ -219,12 +219,3 @@ func TestCRLOfMany(t *testing.T) {
 		t.Errorf("reads back wrong: %v", err)
 	}
 }
-
-func BenchmarkCRL100000(b *testing.B) {
-	pki := catest.New(b, nil)
-	for b.Loop() {
-		if _, err := pki.Device.CRL(crlConfig(1), manyRevoked(100_000)); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
