@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"time"
 
 	"github.com/imprint-iot/imprint/ca"
@@ -80,19 +79,19 @@ func stillListed(rev inventory.Revocation, rec inventory.Issuer, now time.Time) 
 	return !now.After(rev.NotAfter) || !rec.CRLThisUpdate.After(rev.NotAfter)
 }
 
-func fresh(old *x509.RevocationList, rec inventory.Issuer, now time.Time) bool {
+func fresh(old *ca.CRLReader, rec inventory.Issuer, now time.Time) bool {
 	half := old.ThisUpdate.Add(old.NextUpdate.Sub(old.ThisUpdate) / 2)
-	return old.Number.Uint64() == rec.CRLNumber && now.Before(half) && !now.Before(old.ThisUpdate)
+	return old.Number == rec.CRLNumber && now.Before(half) && !now.Before(old.ThisUpdate)
 }
 
 // readCRL checks that a published CRL is one of rec's. A CRL that cannot be read
 // is replaced; one with a higher number than the inventory knows is an alarm.
-func readCRL(rec inventory.Issuer, der []byte) (*x509.RevocationList, error) {
+func readCRL(rec inventory.Issuer, der []byte) (*ca.CRLReader, error) {
 	if len(der) == 0 {
 		return nil, nil
 	}
-	old, err := x509.ParseRevocationList(der)
-	if err != nil || old.Number == nil {
+	old, err := ca.ReadCRL(der)
+	if err != nil {
 		return nil, nil
 	}
 	cert, err := x509.ParseCertificate(rec.Certificate)
@@ -102,29 +101,26 @@ func readCRL(rec inventory.Issuer, der []byte) (*x509.RevocationList, error) {
 	if old.CheckSignatureFrom(cert) != nil {
 		return nil, nil
 	}
-	if !old.Number.IsUint64() || old.Number.Uint64() > rec.CRLNumber {
-		return nil, fmt.Errorf("issuer %s: number %s was published, the inventory knows only %d: %w", rec.Name, old.Number, rec.CRLNumber, ErrNotRecorded)
+	if old.Number > rec.CRLNumber {
+		return nil, fmt.Errorf("issuer %s: number %d was published, the inventory knows only %d: %w", rec.Name, old.Number, rec.CRLNumber, ErrNotRecorded)
 	}
 	return old, nil
 }
 
-func sameEntries(old *x509.RevocationList, want []inventory.Revocation) bool {
-	if len(old.RevokedCertificateEntries) != len(want) {
+// sameEntries compares what is listed with what is to be: both are in the order of
+// serial numbers.
+func sameEntries(old *ca.CRLReader, want []inventory.Revocation) bool {
+	if old.Entries != len(want) {
 		return false
 	}
-	have := make(map[inventory.Serial]inventory.Reason, len(want))
-	for _, e := range old.RevokedCertificateEntries {
-		var s inventory.Serial
-		if e.SerialNumber.Sign() <= 0 || e.SerialNumber.BitLen() > 8*len(s) {
+	i := 0
+	for e := range old.All() {
+		if e.Serial != want[i].Serial || e.Reason != int(want[i].Reason) {
 			return false
 		}
-		e.SerialNumber.FillBytes(s[:])
-		have[s] = inventory.Reason(e.ReasonCode)
+		i++
 	}
-	return !slices.ContainsFunc(want, func(rev inventory.Revocation) bool {
-		reason, ok := have[rev.Serial]
-		return !ok || reason != rev.Reason
-	})
+	return true
 }
 
 func (r *Registrar) signCRL(ctx context.Context, actor string, rec inventory.Issuer, entries []inventory.Revocation, now time.Time) (CRL, error) {
