@@ -18,7 +18,7 @@ func Compare(want View, got Partial) error {
 	if !bytes.Equal(want.TrustBundle(), got.TrustBundle()) {
 		return &DifferenceError{What: "trust bundle"}
 	}
-	if !slices.EqualFunc(want.CRLs(), got.CRLs(), func(a, b CRL) bool { return bytes.Equal(a.DER, b.DER) }) {
+	if !sameCRLs(want.CRLs(), got.CRLs()) {
 		return &DifferenceError{What: "CRLs"}
 	}
 	if what := nodeDifference(want.Node(), got.Node()); what != "" {
@@ -55,6 +55,14 @@ func Compare(want View, got Partial) error {
 		return &DifferenceError{What: "device", ID: have.ID, Detail: "should not be there"}
 	}
 	return nil
+}
+
+// sameCRLs compares lists in any order: where each is a file of its own, there is none.
+func sameCRLs(a, b []CRL) bool {
+	sorted := func(l []CRL) []CRL {
+		return slices.SortedFunc(slices.Values(l), func(x, y CRL) int { return bytes.Compare(x.DER, y.DER) })
+	}
+	return slices.EqualFunc(sorted(a), sorted(b), func(x, y CRL) bool { return bytes.Equal(x.DER, y.DER) })
 }
 
 // A DifferenceError says where files differ from the fleet.

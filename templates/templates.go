@@ -100,7 +100,7 @@ const AdminName = "imprint-admin"
 // An Admin is the account of a local administrator of the broker, who may
 // publish and receive everything.
 type Admin struct {
-	Socket    string               // path of a Unix socket
+	Socket    string               // path of a Unix socket, or an HTTP URL: the target says which
 	Verifiers []inventory.Verifier // of its password
 }
 

@@ -271,6 +271,9 @@ func (a *app) syncBrokers(ctx context.Context, names []string, force bool) error
 		return configErrorf("no broker is known: imprint broker add makes one known")
 	}
 	receipts, err := f.syncer(actor()).SyncAll(ctx, nodes, force)
+	if err != nil && len(receipts) == 0 && a.output != outputJSON {
+		return err
+	}
 	return errors.Join(a.printReceipts(receipts), err)
 }
 

@@ -219,7 +219,7 @@ func (f *fleet) openNode(name string) (_ *delivery.Node, err error) {
 // liveNode is the broker with its certificate, renewed if that is due.
 func (f *fleet) liveNode(ctx context.Context, name string, c nodeConfig, admin nodeAdmin) (templates.Node, error) {
 	n := templates.Node{Name: name, Hosts: c.Hosts, Bind: c.Bind, CertificatePort: c.CertificatePort, PasswordPort: c.PasswordPort}
-	if filepath.IsAbs(c.Admin) {
+	if len(admin.Verifiers) > 0 {
 		n.Admin = &templates.Admin{Socket: c.Admin, Verifiers: admin.Verifiers}
 	}
 	chain, key, err := f.certified(ctx, brokerConfig{Node: name, Hosts: c.Hosts})
@@ -260,8 +260,10 @@ func (f *fleet) writeNode(name string, c nodeConfig, user string, password []byt
 			secret = enroll.NewPassword(0)
 		}
 		admin = nodeAdmin{User: user, Password: string(secret.Reveal())}
-		if admin.Verifiers, err = enroll.Verifiers(secret, nil); err != nil {
-			return errors.Join(err, dir.Close())
+		if len(password) == 0 { // else the broker has the account already
+			if admin.Verifiers, err = enroll.Verifiers(secret, nil); err != nil {
+				return errors.Join(err, dir.Close())
+			}
 		}
 	}
 	text, err := yaml.Marshal(c)

@@ -16,6 +16,7 @@ import (
 	paho "github.com/eclipse/paho.mqtt.golang"
 
 	"github.com/imprint-iot/imprint/templates/mosquitto/mosquittotest"
+	"github.com/imprint-iot/imprint/templates/rabbitmq/rabbitmqtest"
 )
 
 // The fleet of TestEnforce: so many devices with each kind of credential, of which
@@ -287,4 +288,15 @@ func TestEnforceMosquittoDynsec(t *testing.T) {
 	r := enforceFleet(t)
 	b, _ := runsMosquitto(r, "dynsec", "--form", "dynsec")
 	checkEnforced(t, r, b)
+}
+
+func TestEnforceRabbitMQ(t *testing.T) {
+	r := enforceFleet(t)
+	ports := rabbitmqtest.Ports(t, 3)
+	files := filepath.Join(r.dir, "rabbit")
+	admin := fmt.Sprintf("http://127.0.0.1:%d", ports[2])
+	r.imprint("broker", "add", "rabbit", "--target", "rabbitmq", "--out", files, "--admin", admin, "--host", "localhost",
+		"--certificate-port", fmt.Sprint(ports[0]), "--password-port", fmt.Sprint(ports[1]), "--bind", "127.0.0.1")
+	rabbitmqtest.Start(t, files)
+	checkEnforced(t, r, &liveBroker{name: "rabbit", certPort: ports[0], passPort: ports[1]})
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/templates"
 	"github.com/imprint-iot/imprint/templates/mosquitto"
+	"github.com/imprint-iot/imprint/templates/rabbitmq"
 )
 
 // targets lists the brokers that imprint can write for. A broker is one folder
@@ -22,6 +23,7 @@ import (
 func targets() []templates.Target {
 	return []templates.Target{
 		mosquitto.Target{},
+		rabbitmq.Target{},
 	}
 }
 

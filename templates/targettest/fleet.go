@@ -2,6 +2,7 @@ package targettest
 
 import (
 	"crypto/pbkdf2"
+	"crypto/sha256"
 	"crypto/sha512"
 	"fmt"
 	"iter"
@@ -51,7 +52,7 @@ func (f *Memory) Device(tb testing.TB, id, profile, group, password string, labe
 	tb.Helper()
 	e := templates.Entry{ID: inventory.DeviceID(id), Profile: profile, Group: group, Labels: labels, Certificate: password == "", Revision: f.Rev}
 	if password != "" {
-		e.Verifiers = []inventory.Verifier{Verifier(tb, id, password)}
+		e.Verifiers = []inventory.Verifier{Verifier(tb, id, password), RabbitVerifier(id, password)}
 	}
 	p := f.policy(tb, profile)
 	grants, err := p.Resolve(Subject(e))
@@ -93,6 +94,13 @@ func Verifier(tb testing.TB, id, password string) inventory.Verifier {
 		tb.Fatal(err)
 	}
 	return inventory.Verifier{Scheme: inventory.PBKDF2SHA512, Iterations: iterations, Salt: sum[:12], Hash: hash}
+}
+
+// RabbitVerifier is the verifier of a password that RabbitMQ reads.
+func RabbitVerifier(id, password string) inventory.Verifier {
+	salt := sha256.Sum256([]byte(id))
+	hash := sha256.Sum256(append(salt[:4:4], password...))
+	return inventory.Verifier{Scheme: inventory.RabbitSHA256, Salt: salt[:4], Hash: hash[:]}
 }
 
 // Revision implements [templates.View].
@@ -177,7 +185,7 @@ func (s *Synthetic) Entries() iter.Seq2[templates.Entry, error] {
 			id := fmt.Sprintf("d-%08d", i)
 			e := templates.Entry{
 				ID: inventory.DeviceID(id), Profile: s.Models[0].Name, Group: "g1",
-				Verifiers: []inventory.Verifier{{Scheme: inventory.PBKDF2SHA512, Iterations: 101, Salt: []byte(id + "..")[:12], Hash: hash[:]}},
+				Verifiers: []inventory.Verifier{{Scheme: inventory.PBKDF2SHA512, Iterations: 101, Salt: []byte(id + "..")[:12], Hash: hash[:]}, {Scheme: inventory.RabbitSHA256, Salt: []byte(id)[:4], Hash: hash[:32]}},
 			}
 			var err error
 			e.Grants, err = policy.Resolve(Subject(e))
