@@ -333,7 +333,11 @@ func (r *Registrar) againFor(ctx context.Context, p Principal, a Ask, f *facts, 
 		return nil, err
 	}
 	c := inventory.Change{Event: r.event(p.name, "device.password", "")}
-	supersedeKind(&c, f, made, inventory.PasswordCredential, now)
+	if p.device != "" { // a renewal: the device has a password that works
+		f.overlapPassword(&c, made, now)
+	} else {
+		supersedeKind(&c, f, made, inventory.PasswordCredential, now)
+	}
 	made.Device.Updated = now
 	made.addTo(&c)
 	if err := r.apply(ctx, c); err != nil {

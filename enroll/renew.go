@@ -70,9 +70,9 @@ func (r *Registrar) renewOnce(ctx context.Context, p Principal, a Ask, req *ca.R
 	if !shown.Usable(now) {
 		c.Event.Reason = "with a certificate that expired " + shown.Certificate.NotAfter.Format(time.RFC3339)
 	}
-	f.overlap(&c, shown, made, now)
+	f.overlap(&c, shown, made, now, true)
 	if a.Password {
-		supersedeKind(&c, f, made, inventory.PasswordCredential, now)
+		f.overlapPassword(&c, made, now)
 	}
 	made.addTo(&c)
 	if err := r.apply(ctx, c); err != nil {
@@ -175,17 +175,18 @@ func (f *facts) issuedAfter(shown *inventory.Credential, key inventory.SPKI, now
 	return nil
 }
 
-// overlap puts the new certificate beside the one shown. That one is in use, so
-// older ones are not needed any more, and newer ones were never used.
-func (f *facts) overlap(c *inventory.Change, shown *inventory.Credential, made *issued, now time.Time) {
+// overlap puts the new certificate beside the one in use, so that older ones are not
+// needed any more, and newer ones were never used. shown says that the device has
+// just used it.
+func (f *facts) overlap(c *inventory.Change, used *inventory.Credential, made *issued, now time.Time, shown bool) {
 	next := made.credentials[0].Generation
 	for _, old := range f.credentials {
 		if old.Kind != inventory.CertificateCredential || old.State != inventory.CredentialActive {
 			continue
 		}
-		if old.Generation == shown.Generation {
+		if old.Generation == used.Generation {
 			old.ReplacedBy = next
-			if old.FirstSeen.IsZero() {
+			if shown && old.FirstSeen.IsZero() {
 				old.FirstSeen = now
 			}
 		} else {

@@ -97,16 +97,16 @@ func (r *Registrar) standing(in inventory.Reader, v *Rollover) (Standing, error)
 		return s, err
 	}
 	now := r.now()
-	for d, err := range joined(in) {
+	for d, err := range Holdings(in) {
 		if err != nil {
 			return s, err
 		}
-		if d.device.State != inventory.Active && d.device.State != inventory.Suspended {
+		if d.Device.State != inventory.Active && d.Device.State != inventory.Suspended {
 			continue
 		}
 		var hasOld, hasNew, seen bool
-		for i := range d.credentials {
-			c := &d.credentials[i]
+		for i := range d.Credentials {
+			c := &d.Credentials[i]
 			if c.Kind != inventory.CertificateCredential || c.State == inventory.CredentialRevoked || now.After(c.Certificate.NotAfter) {
 				continue
 			}
@@ -115,7 +115,7 @@ func (r *Registrar) standing(in inventory.Reader, v *Rollover) (Standing, error)
 				hasNew, seen = true, seen || !c.FirstSeen.IsZero()
 			}
 		}
-		s.count(&d.device, v.Generation, hasOld, hasNew, seen)
+		s.count(&d.Device, v.Generation, hasOld, hasNew, seen)
 	}
 	return s, nil
 }
@@ -166,30 +166,32 @@ func (v *Rollover) keys(in inventory.Reader) (old, fresh map[inventory.KeyID]boo
 	return old, fresh, nil
 }
 
-// A deviceWith is a device with all credentials that it ever had.
-type deviceWith struct {
-	device      inventory.Device
-	credentials []inventory.Credential
+// A Holding is a device with all credentials that it ever had, in the order of kind
+// and generation.
+type Holding struct {
+	Device      inventory.Device
+	Credentials []inventory.Credential
 }
 
-// joined yields all devices with their credentials: one pass over each, in the order
-// of IDs. What it yields is good until the next.
-func joined(in inventory.Reader) iter.Seq2[deviceWith, error] {
-	return func(yield func(deviceWith, error) bool) {
+// Holdings yields all devices with their credentials: one pass over each, in the
+// order of IDs, in memory that does not grow with the fleet. What it yields is good
+// until the next.
+func Holdings(in inventory.Reader) iter.Seq2[Holding, error] {
+	return func(yield func(Holding, error) bool) {
 		next, stop := iter.Pull2(in.Credentials(inventory.CredentialQuery{All: true}))
 		defer stop()
 		cred, err, more := next()
-		var d deviceWith
+		var d Holding
 		for dev, devErr := range in.Devices(inventory.Query{}) {
 			if devErr != nil {
 				yield(d, devErr)
 				return
 			}
-			d.device, d.credentials = dev, d.credentials[:0]
+			d.Device, d.Credentials = dev, d.Credentials[:0]
 			id := dev.ID.Canonical()
 			for more && err == nil && cred.Device.Canonical() <= id {
 				if cred.Device.Canonical() == id {
-					d.credentials = append(d.credentials, cred)
+					d.Credentials = append(d.Credentials, cred)
 				}
 				cred, err, more = next()
 			}

@@ -20,6 +20,7 @@ import (
 	"github.com/imprint-iot/imprint/ca"
 	"github.com/imprint-iot/imprint/enroll"
 	"github.com/imprint-iot/imprint/enroll/agent"
+	"github.com/imprint-iot/imprint/enroll/campaign"
 	"github.com/imprint-iot/imprint/enroll/client"
 	"github.com/imprint-iot/imprint/enroll/delivery"
 	"github.com/imprint-iot/imprint/enroll/intake"
@@ -121,7 +122,7 @@ and writes the files that a broker needs to enforce it all.
 	}
 	root.AddCommand(
 		newInitCommand(a), newCACommand(a), newProfileCommand(a), newBootstrapCommand(a), newDeviceCommand(a), newTokenCommand(a), newApprovalCommand(a), newServeCommand(a), newAgentCommand(a),
-		newExportCommand(a), newBrokerCommand(a), newRevocationsCommand(a), newRolloverCommand(a), newPolicyCommand(a), newAuditCommand(a), newBackupCommand(a), newRestoreCommand(a),
+		newExportCommand(a), newBrokerCommand(a), newRevocationsCommand(a), newRolloverCommand(a), newRotateCommand(a), newPolicyCommand(a), newAuditCommand(a), newBackupCommand(a), newRestoreCommand(a),
 		newCheckCommand(a), newVersionCommand(a),
 	)
 	strictArgs(root)
@@ -230,11 +231,11 @@ func exitCode(err error) int {
 	case errors.Is(err, enroll.ErrRejected), is[*intake.ImportError](err), is[*inventory.InvalidError](err),
 		is[*ca.RequestError](err), is[*ca.ConfigError](err), is[*topic.PolicyError](err),
 		is[*topic.SyntaxError](err), is[*templates.InexpressibleError](err), is[*templates.EntryError](err),
-		errors.Is(err, inventory.ErrNotFound), errors.Is(err, durable.ErrTooLarge), errors.Is(err, durable.ErrNotRegular), errors.Is(err, bundle.ErrFormat):
+		errors.Is(err, inventory.ErrNotFound), errors.Is(err, enroll.ErrNoRollover), errors.Is(err, enroll.ErrNoProfile), errors.Is(err, durable.ErrTooLarge), errors.Is(err, durable.ErrNotRegular), errors.Is(err, bundle.ErrFormat):
 		return exitData
 	case errors.Is(err, enroll.ErrDenied), errors.Is(err, inventory.ErrConflict), errors.Is(err, templates.ErrShrink),
 		errors.Is(err, ca.ErrPassphrase), errors.Is(err, ca.ErrKeyRefused), errors.Is(err, ca.ErrKeyExists), errors.Is(err, enroll.ErrNotRecorded),
-		errors.Is(err, fs.ErrExist), errors.Is(err, enroll.ErrClock), is[*client.ProblemError](err):
+		errors.Is(err, fs.ErrExist), errors.Is(err, enroll.ErrClock), is[*client.ProblemError](err), errors.Is(err, campaign.ErrNotReady), errors.Is(err, campaign.ErrOver):
 		return exitRefused
 	case errors.Is(err, ca.ErrKeyUnavailable), errors.Is(err, ca.ErrExpired), errors.Is(err, enroll.ErrNoIssuer),
 		errors.Is(err, templates.ErrStale), errors.Is(err, templates.ErrUnreachable), errors.Is(err, delivery.ErrUnproven):

@@ -162,7 +162,7 @@ func newService(ctx context.Context, f *fleet, log *slog.Logger, o serveOptions)
 	f.SetMakers(makers)
 	s.server, err = server.New(server.Config{
 		Registrar: f.Registrar, Certificate: func() (*tls.Certificate, error) { return s.certificate.Load(), nil },
-		CRLs: crlFiles{f}, Settings: cfg.settings(), Log: log, Now: f.app.now,
+		CRLs: crlFiles{f}, Orders: orders(f), Settings: cfg.settings(), Log: log, Now: f.app.now,
 	})
 	if err != nil {
 		return nil, configError{err}

@@ -33,6 +33,7 @@ type agent struct {
 
 	status  Status
 	bundled time.Time // when the trust bundle was asked for last
+	told    bool      // the server wants the next pair now
 
 	stop func(step string) error // tests end the agent after any step with it
 }
@@ -169,6 +170,9 @@ func (a *agent) round(ctx context.Context) (time.Duration, error) {
 	if err != nil || n == 0 {
 		a.report(NoPair, time.Time{}, err)
 		return checkEvery, err
+	}
+	if a.followOrders(ctx, n); a.told {
+		return time.Second, nil
 	}
 	p, err := readPair(a.dir, a.cfg.Key, n)
 	if err != nil {

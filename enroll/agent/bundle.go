@@ -43,6 +43,25 @@ func (a *agent) followBundle(ctx context.Context) {
 	}
 }
 
+// followOrders asks whether the server wants a new pair before it is due. That it
+// cannot be asked is nothing: what is due is done in any case.
+func (a *agent) followOrders(ctx context.Context, n int) {
+	c, err := a.client(n)
+	if err != nil {
+		return
+	}
+	answer, err := c.Orders(ctx)
+	if err != nil {
+		a.log.Debug("orders not asked for", slog.Any("err", err))
+		return
+	}
+	a.clock.saw(answer.Date)
+	a.told = answer.Value.Renew
+	if a.told {
+		a.log.Info("told to renew", slog.Any("rotation", answer.Value.Rotation))
+	}
+}
+
 // reportTrust tells the server which roots the device trusts, so that it knows when
 // a root may go.
 func (a *agent) reportTrust(ctx context.Context) error {

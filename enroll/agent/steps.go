@@ -58,10 +58,13 @@ func (a *agent) next() (func(context.Context) error, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.clock.now().Before(RenewAt(a.cfg.Device, p.tls.Leaf.NotBefore, p.tls.Leaf.NotAfter)) {
+	if !a.told && a.clock.now().Before(RenewAt(a.cfg.Device, p.tls.Leaf.NotBefore, p.tls.Leaf.NotAfter)) {
 		return nil, nil
 	}
-	return func(context.Context) error { return a.prepare() }, nil
+	return func(context.Context) error {
+		a.told = false // from here on what is on disk says how to go on
+		return a.prepare()
+	}, nil
 }
 
 func (a *agent) hasNextKey() (bool, error) {

@@ -11,6 +11,7 @@ const (
 	PathEnroll       = "/v1/enroll"
 	PathRenew        = "/v1/renew"
 	PathEnrollStatus = "/v1/enrollstatus"
+	PathOrders       = "/v1/orders"
 	PathTrustBundle  = "/v1/trust-bundle"
 	PathWhoami       = "/v1/whoami"
 	PathOpenAPI      = "/v1/openapi.yaml"
@@ -81,10 +82,21 @@ type StatusReport struct {
 	// verifies the broker and the server, in hexadecimal; at most 16. While a root is
 	// being replaced this is how it is known that the device is ready.
 	Trust []string `json:"trust,omitempty"`
+
+	// Password says that the device holds the password that it was given last.
+	// Until then brokers take the one before.
+	Password bool `json:"password,omitempty"`
 }
 
 // StatusVersion is the version of [StatusReport].
 const StatusVersion = 1
+
+// Orders are what the server wants a device to do now.
+type Orders struct {
+	Renew    bool   `json:"renew"`              // get the next certificate, without waiting until it is due
+	Password bool   `json:"password"`           // and another password with it
+	Rotation string `json:"rotation,omitempty"` // the campaign that this is part of
+}
 
 // A StatusResponse says what a report has brought about.
 type StatusResponse struct {

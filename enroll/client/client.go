@@ -130,6 +130,24 @@ func (c *Client) Report(ctx context.Context, r api.StatusReport) (Answer[api.Sta
 	return call[api.StatusResponse](ctx, c, http.MethodPost, api.PathEnrollStatus, "", r)
 }
 
+// Orders asks whether to renew before it is due. A server that does not know the
+// question has none.
+func (c *Client) Orders(ctx context.Context) (Answer[api.Orders], error) {
+	var out Answer[api.Orders]
+	body, resp, err := c.do(ctx, http.MethodGet, api.PathOrders, "", nil)
+	if p, ok := errors.AsType[*ProblemError](err); ok && p.Status == http.StatusNotFound {
+		return out, nil
+	}
+	if err != nil {
+		return out, err
+	}
+	out.Date = date(resp)
+	if err := json.Unmarshal(body, &out.Value); err != nil {
+		return out, fmt.Errorf("reading the server's answer: %w", err)
+	}
+	return out, nil
+}
+
 // TrustBundle returns the roots of the fleet, PEM.
 func (c *Client) TrustBundle(ctx context.Context) (Answer[[]byte], error) {
 	var out Answer[[]byte]

@@ -125,11 +125,10 @@ func (v *view) canary() (*templates.Entry, error) {
 func (v *view) entry(dev inventory.Device, live []inventory.Credential) (templates.Entry, error) {
 	e := templates.Entry{ID: dev.ID, HardwareSerial: dev.HardwareSerial, Profile: dev.Profile, Group: dev.Group, Labels: dev.Labels, Revision: dev.Revision}
 	for i := range live {
-		if live[i].Kind == inventory.CertificateCredential {
-			e.Certificate = true
-		} else {
-			e.Verifiers = live[i].Verifiers // generations come in order: the newest stays
-		}
+		e.Certificate = e.Certificate || live[i].Kind == inventory.CertificateCredential
+	}
+	if p := enroll.PasswordForBrokers(live); p != nil {
+		e.Verifiers = p.Verifiers
 	}
 	p, ok := v.profiles[dev.Profile]
 	if !ok {

@@ -30,6 +30,7 @@ func (s *Server) deviceRoutes() []route {
 		{method: http.MethodPost, pattern: api.PathEnroll, door: byNewcomer, roles: enrolling, body: enrollBody, handle: s.enroll},
 		{method: http.MethodPost, pattern: api.PathRenew, door: byDevice, roles: device, body: enrollBody, handle: s.renew},
 		{method: http.MethodPost, pattern: api.PathEnrollStatus, door: byDevice, roles: device, body: enrollBody, handle: s.enrollStatus},
+		{method: http.MethodGet, pattern: api.PathOrders, door: byDevice, roles: device, handle: s.orders},
 		{method: http.MethodGet, pattern: api.PathTrustBundle, handle: s.trustBundle},
 		{method: http.MethodGet, pattern: api.PathWhoami, door: byAny, roles: everyone, handle: s.whoami},
 		{method: http.MethodGet, pattern: api.PathOpenAPI, handle: s.openAPI},
@@ -138,12 +139,32 @@ func (s *Server) enrollStatus(c *call) error {
 	if err != nil {
 		return err
 	}
+	if report.Password {
+		n, err := s.cfg.Registrar.ConfirmPassword(c.context(), c.who)
+		if err != nil {
+			return err
+		}
+		ended += n
+	}
 	if len(roots) > 0 {
 		if _, err := s.cfg.Registrar.ConfirmTrust(c.context(), c.who.Name(), "", roots, c.who.Device()); err != nil {
 			return err
 		}
 	}
 	return c.answerJSON(http.StatusOK, api.StatusResponse{Device: string(c.who.Device()), Serial: c.who.Serial().String(), Ended: ended})
+}
+
+// orders says whether a device is to renew before it is due.
+func (s *Server) orders(c *call) error {
+	var o api.Orders
+	if s.cfg.Orders != nil {
+		var err error
+		if o, err = s.cfg.Orders(c.context(), c.who.Device()); err != nil {
+			return err
+		}
+	}
+	c.w.Header().Set("Cache-Control", "no-store")
+	return c.answerJSON(http.StatusOK, o)
 }
 
 // maxTrust is how many roots a device can say that it trusts.

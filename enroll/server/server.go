@@ -27,6 +27,8 @@ import (
 	"time"
 
 	"github.com/imprint-iot/imprint/enroll"
+	"github.com/imprint-iot/imprint/enroll/api"
+	"github.com/imprint-iot/imprint/inventory"
 )
 
 // A Config is what a Server needs. Registrar, Certificate and CRLs must be set.
@@ -38,6 +40,10 @@ type Config struct {
 	Certificate func() (*tls.Certificate, error)
 
 	CRLs CRLFiles
+
+	// Orders says what a device is to do now, as part of a rotation. Nil means that
+	// nothing is being rotated.
+	Orders func(ctx context.Context, id inventory.DeviceID) (api.Orders, error)
 
 	Settings
 
