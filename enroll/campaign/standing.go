@@ -149,7 +149,7 @@ func (m *matcher) step(d *enroll.Holding, now time.Time) (Step, bool) {
 	var oldCert, newCert, oldPass, newPass *inventory.Credential
 	for i := range d.Credentials {
 		c := &d.Credentials[i]
-		fresh := !c.Created.Before(m.Began)
+		fresh := c.Created.After(m.Began) // of the same second it is taken for old, and replaced once more
 		switch {
 		case c.Kind == inventory.CertificateCredential && fresh && c.Usable(now):
 			newCert = c
