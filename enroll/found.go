@@ -197,8 +197,8 @@ func SignIssuer(rootDER []byte, root crypto.Signer, csr []byte, purpose inventor
 
 // InstallIssuer activates a pending issuer with the certificate that the root
 // has signed. From then on it signs what its predecessor signed; the predecessor
-// still signs CRLs.
-func (r *Registrar) InstallIssuer(ctx context.Context, actor string, der []byte) (inventory.Issuer, error) {
+// still signs CRLs. With standby it only stands by, until [Registrar.ActivateIssuer].
+func (r *Registrar) InstallIssuer(ctx context.Context, actor string, der []byte, standby bool) (inventory.Issuer, error) {
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
 		return inventory.Issuer{}, fmt.Errorf("reading certificate: %w", err)
@@ -233,11 +233,14 @@ func (r *Registrar) InstallIssuer(ctx context.Context, actor string, der []byte)
 		}
 		return nil
 	})
-	if err != nil || rec.State == inventory.IssuerActive {
+	if err != nil || rec.State != inventory.IssuerPending {
 		return rec, err
 	}
 	if err := fillIssuer(&rec, der, cert.PublicKey); err != nil {
 		return rec, err
+	}
+	if standby {
+		rec.State = inventory.IssuerStandby
 	}
 	return rec, r.cfg.Store.Apply(ctx, inventory.Change{
 		Event:   r.event(actor, "issuer.install", "", inventory.Object{Kind: "issuer", ID: rec.Name, Note: rec.KeyID.String()}),

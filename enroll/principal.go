@@ -203,6 +203,9 @@ func (r *Registrar) recognise(in inventory.Reader, peer Peer) (Principal, error)
 			continue
 		}
 		dev, err := in.Device(c.Device)
+		if err == nil {
+			err = issuerIsGood(in, c.Certificate.Issuer)
+		}
 		switch {
 		case err != nil:
 			return Principal{}, err
@@ -217,6 +220,19 @@ func (r *Registrar) recognise(in inventory.Reader, peer Peer) (Principal, error)
 		}, nil
 	}
 	return Principal{}, ErrNoCertificate
+}
+
+// issuerIsGood reports an issuer that is retired, and all of its certificates with it.
+func issuerIsGood(in inventory.Reader, key inventory.KeyID) error {
+	for iss, err := range in.Issuers() {
+		if err != nil {
+			return err
+		}
+		if iss.KeyID == key && vouches(&iss) {
+			return nil
+		}
+	}
+	return fmt.Errorf("the issuer of the certificate is retired: %w", ErrRevoked)
 }
 
 // BirthCertificate recognises a device by the certificate of its maker. The error

@@ -24,7 +24,7 @@ import (
 
 func newCACommand(a *app) *cobra.Command {
 	return newGroupCommand("ca", "The fleet's certification authority",
-		newCAShowCommand(a), newCACRLCommand(a), newCARootCommand(a))
+		newCAShowCommand(a), newCACRLCommand(a), newCARollCommand(a), newCARetireCommand(a), newCARootCommand(a))
 }
 
 // issuerView is an issuer as the command line shows it.
@@ -171,7 +171,17 @@ func (f *fleet) publishCRLOnce(ctx context.Context, issuer string, force bool) (
 	if string(have) == string(crl.DER) {
 		return crl, nil
 	}
-	return crl, dir.WriteFile(name, crl.DER, 0o644)
+	if err := dir.WriteFile(name, crl.DER, 0o644); err != nil {
+		return crl, err
+	}
+	if crl.Entries <= crlBudget {
+		return crl, nil
+	}
+	next, err := f.RollIfFull(ctx, actor(), crlBudget)
+	if next != "" {
+		f.app.warn(fmt.Sprintf("%s issues from now on, so that CRLs stay small; make the next one: imprint ca roll device --standby", next))
+	}
+	return crl, err
 }
 
 func newCACRLCommand(a *app) *cobra.Command {
@@ -446,7 +456,8 @@ func (a *app) signWithRoot(ctx context.Context, rootPath, request string, purpos
 }
 
 func newRootImportCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var standby bool
+	cmd := &cobra.Command{
 		Use:     "import CERTIFICATE",
 		Short:   "Put the certificate of a new issuer to use",
 		Example: `  imprint ca root import device-2.pem`,
@@ -468,7 +479,7 @@ func newRootImportCommand(a *app) *cobra.Command {
 			if err := f.openPending(cmd.Context(), certs[0]); err != nil {
 				return err
 			}
-			rec, err := f.InstallIssuer(cmd.Context(), actor(), certs[0].Raw)
+			rec, err := f.InstallIssuer(cmd.Context(), actor(), certs[0].Raw, standby)
 			if err != nil {
 				return err
 			}
@@ -480,6 +491,8 @@ func newRootImportCommand(a *app) *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&standby, "standby", false, "do not use it yet: imprint ca roll does")
+	return cmd
 }
 
 // openPending proves that the key of the issuer that waits for a certificate opens.
