@@ -380,7 +380,7 @@ func (t *turn) noneActive(d *inventory.Device) error {
 	if d.State == inventory.Registered || d.State == inventory.Active {
 		return nil
 	}
-	return t.each(credentialsOf(d.ID.Canonical()), func(_, b []byte) error {
+	return t.credentials(d.ID.Canonical(), func(_, b []byte) error {
 		c, err := inventory.DecodeCredential(b)
 		if err == nil && c.State == inventory.CredentialActive {
 			err = conflict(inventory.Stale, "device "+string(d.ID), "it has another active credential")

@@ -15,9 +15,10 @@ import (
 type plan struct {
 	chain   *chain
 	head    head
-	batch   map[string]entry // of the changes accepted so far
-	change  map[string]entry // of the change being planned
-	journal []journalRecord  // of the changes accepted so far
+	batch   map[string]entry           // of the changes accepted so far
+	change  map[string]entry           // of the change being planned
+	planned map[string]map[string]bool // keys of credentials in both, and perhaps of changes refused, by device
+	journal []journalRecord            // of the changes accepted so far
 }
 
 // An entry is a value to write, or nil to delete.
@@ -31,7 +32,7 @@ func newPlan(c *chain) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &plan{chain: c, head: h, batch: map[string]entry{}, change: map[string]entry{}}, nil
+	return &plan{chain: c, head: h, batch: map[string]entry{}, change: map[string]entry{}, planned: map[string]map[string]bool{}}, nil
 }
 
 // get returns a value as the changes so far leave it.
@@ -66,6 +67,7 @@ func (p *plan) put(key, value []byte) error {
 		value = []byte{}
 	}
 	p.change[string(key)] = entry{value, exists}
+	p.plans(key)
 	return nil
 }
 
@@ -84,8 +86,9 @@ func (p *plan) delete(key []byte) error {
 	return nil
 }
 
-// each calls fn for every record whose key starts with prefix, in no order.
-func (p *plan) each(prefix []byte, fn func(key, value []byte) error) error {
+// credentials calls fn for every credential of a device, in no order.
+func (p *plan) credentials(canonical string, fn func(key, value []byte) error) error {
+	prefix := credentialsOf(canonical)
 	s, err := p.chain.scan(prefix, nil)
 	if err != nil {
 		return err
@@ -108,16 +111,12 @@ func (p *plan) each(prefix []byte, fn func(key, value []byte) error) error {
 			return err
 		}
 	}
-	for k, e := range p.batch {
-		if _, ok := p.change[k]; ok || e.value == nil || !bytes.HasPrefix([]byte(k), prefix) {
-			continue
+	for k := range p.planned[string(prefix)] {
+		e, ok := p.change[k]
+		if !ok {
+			e = p.batch[k]
 		}
-		if err := fn([]byte(k), e.value); err != nil {
-			return err
-		}
-	}
-	for k, e := range p.change {
-		if e.value == nil || !bytes.HasPrefix([]byte(k), prefix) {
+		if e.value == nil {
 			continue
 		}
 		if err := fn([]byte(k), e.value); err != nil {
@@ -125,6 +124,18 @@ func (p *plan) each(prefix []byte, fn func(key, value []byte) error) error {
 		}
 	}
 	return nil
+}
+
+// plans notes a credential by its device.
+func (p *plan) plans(key []byte) {
+	if key[0] != kindCredential {
+		return
+	}
+	prefix := string(key[:bytes.IndexByte(key, 0)+1])
+	if p.planned[prefix] == nil {
+		p.planned[prefix] = map[string]bool{}
+	}
+	p.planned[prefix][string(key)] = true
 }
 
 // accept makes the planned change part of the batch.
@@ -160,8 +171,9 @@ func (p *plan) refuse() { clear(p.change) }
 // flush writes the batch into the bucket. All that gets a new MAC here has been
 // checked while planning.
 //
-// Keys are written from the last to the first: what comes after a key is then
-// final when the key is sealed.
+// What each record is followed by in the end is found out before anything is written.
+// Then the keys are written in their order: bbolt keeps what a transaction has changed
+// of a leaf in one slice, and only what comes after a key is moved for it.
 func (p *plan) flush(b *bolt.Bucket, s *sealer) error {
 	p.batch[string(headKey())] = entry{p.head.encode(), true}
 	keys := make([]string, 0, len(p.batch))
@@ -171,59 +183,88 @@ func (p *plan) flush(b *bolt.Bucket, s *sealer) error {
 		}
 	}
 	slices.Sort(keys)
-	for i := len(keys) - 1; i >= 0; i-- {
-		if err := flushOne(b, s, []byte(keys[i]), p.batch[keys[i]], keys[:i]); err != nil {
+	next, fronts, err := p.neighbours(b, keys)
+	if err != nil {
+		return err
+	}
+	for i, k := range keys {
+		key, e := []byte(k), p.batch[k]
+		if e.value == nil {
+			err = b.Delete(key)
+		} else {
+			err = b.Put(key, s.seal(key, next[i], e.value))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, f := range fronts {
+		if err := b.Put(f.key, s.seal(f.key, f.next, f.value)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// flushOne writes one entry and seals what is in front of it again, unless that
-// is one of the smaller keys of the batch, whose turn comes.
-func flushOne(b *bolt.Bucket, s *sealer, key []byte, e entry, smaller []string) error {
+// A front is a record that is not in the batch and is followed by another one after
+// it.
+type front struct{ key, value, next []byte }
+
+// neighbours returns, for each of the keys in their order, which key follows it once
+// the batch is written (for one that is deleted: once it is gone), and the records in
+// front of them that have to be sealed again.
+func (p *plan) neighbours(b *bolt.Bucket, keys []string) (next [][]byte, fronts []front, err error) {
+	next = make([][]byte, len(keys))
+	at := make(map[string]int, len(keys))
+	for i, k := range keys {
+		at[k] = i
+	}
 	c := b.Cursor()
-	k, _ := c.Seek(key)
-	if bytes.Equal(k, key) {
-		k, _ = c.Next()
-	}
-	next := bytes.Clone(k)
-	if e.value == nil {
-		if err := b.Delete(key); err != nil {
-			return err
+	var put []byte // the first key after this one that the batch writes
+	for i := len(keys) - 1; i >= 0; i-- {
+		key := []byte(keys[i])
+		follows, _ := c.Seek(key)
+		if bytes.Equal(follows, key) {
+			follows, _ = c.Next()
 		}
-	} else if err := b.Put(key, s.seal(key, next, e.value)); err != nil {
-		return err
+		if j, ok := at[string(follows)]; ok && follows != nil && p.batch[keys[j]].value == nil {
+			follows = next[j] // it goes as well
+		}
+		if put != nil && (follows == nil || bytes.Compare(put, follows) < 0) {
+			follows = put
+		}
+		next[i] = bytes.Clone(follows)
+		if p.batch[keys[i]].value != nil {
+			put = key
+		}
 	}
-	if e.exists && e.value != nil {
-		return nil // its neighbours stay
+	for i, k := range keys {
+		e := p.batch[k]
+		if e.exists && e.value != nil {
+			continue // it stays where it is: who is in front of it has no other neighbour
+		}
+		before, value := inFront(c, []byte(k))
+		if len(value) < macSize {
+			return nil, nil, damaged(recordName([]byte(k)), "the order of the records is broken")
+		}
+		if i > 0 && keys[i-1] >= string(before) {
+			continue // it, or one between, is of the batch
+		}
+		f := front{key: bytes.Clone(before), value: bytes.Clone(value[macSize:]), next: next[i]}
+		if e.value != nil {
+			f.next = []byte(k)
+		}
+		fronts = append(fronts, f)
 	}
-	if e.value != nil {
-		next = key
-	}
-	k, v := inFront(b.Cursor(), key)
-	if len(v) < macSize {
-		return damaged(recordName(key), "the order of the records is broken")
-	}
-	if n := len(smaller); n > 0 && smaller[n-1] >= string(k) {
-		return nil
-	}
-	k, v = bytes.Clone(k), bytes.Clone(v[macSize:])
-	return b.Put(k, s.seal(k, next, v))
+	return next, fronts, nil
 }
 
-// inFront returns what is before key. A leaf that this transaction has emptied
-// makes Prev answer nil, so a few nils are no end; the head is never deleted.
+// inFront returns what is before key.
 func inFront(c *bolt.Cursor, key []byte) (k, v []byte) {
 	if k, _ = c.Seek(key); k == nil {
 		return c.Last()
 	}
-	for range 1 << 16 {
-		if k, v = c.Prev(); k != nil {
-			return k, v
-		}
-	}
-	return nil, nil
+	return c.Prev()
 }
 
 // conflict is short for an inventory.ConflictError.
