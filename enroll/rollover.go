@@ -131,7 +131,7 @@ func (r *Registrar) StartRollover(ctx context.Context, actor, why string, newKey
 		return nil, err
 	}
 	next := func(p inventory.Purpose) uint32 { return generations[p] + 1 }
-	names := map[inventory.Purpose]string{}
+	names := make(map[inventory.Purpose]string)
 	for _, p := range rolledPurposes() {
 		names[p] = issuerName(p, next(p))
 	}
@@ -204,7 +204,7 @@ func (r *Registrar) under(root *x509.Certificate, rootKey crypto.Signer, purpose
 // beforeRollover finds what is to be replaced: the newest active issuer of each
 // purpose, the names of all that are trusted, and the last generations there are.
 func (r *Registrar) beforeRollover(ctx context.Context) (old map[inventory.Purpose]inventory.Issuer, names []string, last map[inventory.Purpose]uint32, err error) {
-	old, last = map[inventory.Purpose]inventory.Issuer{}, map[inventory.Purpose]uint32{}
+	old, last = make(map[inventory.Purpose]inventory.Issuer), make(map[inventory.Purpose]uint32)
 	err = r.cfg.Store.Read(ctx, func(in inventory.Reader) error {
 		v, err := currentRollover(in)
 		if err != nil {
@@ -250,14 +250,8 @@ func (r *Registrar) putRollover(ctx context.Context, c inventory.Change, v *Roll
 // [*StrandedError] if devices would be cut off.
 func (r *Registrar) AdvanceRollover(ctx context.Context, actor, why string, force bool) (*Rollover, error) {
 	return r.moveRollover(ctx, actor, "rollover.advance", why, force, func(v *Rollover) (RolloverPhase, error) {
-		switch v.Phase {
-		case PhaseTrust:
-			return PhaseIssue, nil
-		case PhaseIssue:
-			return PhaseDone, nil
-		case PhaseBack:
-			return PhaseAborted, nil
-		case PhaseDone, PhaseAborted:
+		if to := v.next(); to != "" {
+			return to, nil
 		}
 		return "", fmt.Errorf("the rollover to root %d is %s: %w", v.Generation, v.Phase, ErrDenied)
 	})

@@ -86,8 +86,21 @@ func (r *Registrar) StandingOf(ctx context.Context, v *Rollover) (Standing, *Str
 		s, err = r.standing(in, v)
 		return err
 	})
-	next := map[RolloverPhase]RolloverPhase{PhaseTrust: PhaseIssue, PhaseIssue: PhaseDone, PhaseBack: PhaseAborted}[v.Phase]
-	return s, s.strandedIn(next), err
+	return s, s.strandedIn(v.next()), err
+}
+
+// next is the phase that comes after this one, or "".
+func (v *Rollover) next() RolloverPhase {
+	switch v.Phase {
+	case PhaseTrust:
+		return PhaseIssue
+	case PhaseIssue:
+		return PhaseDone
+	case PhaseBack:
+		return PhaseAborted
+	case PhaseDone, PhaseAborted:
+	}
+	return ""
 }
 
 func (r *Registrar) standing(in inventory.Reader, v *Rollover) (Standing, error) {

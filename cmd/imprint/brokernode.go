@@ -270,7 +270,7 @@ func (f *fleet) writeNode(name string, c nodeConfig, user string, password []byt
 	if err != nil {
 		return errors.Join(fmt.Errorf("encoding %s: %w", nodeConfigFile, err), dir.Close())
 	}
-	body, err := json.Marshal(admin)
+	body, err := json.Marshal(admin) //nolint:gosec // the file is where the password is kept, mode 0600
 	if err != nil {
 		return errors.Join(fmt.Errorf("encoding %s: %w", nodeAdminFile, err), dir.Close())
 	}

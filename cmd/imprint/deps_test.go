@@ -96,6 +96,8 @@ var mayReach = map[string][]string{
 	"enroll/server":                     {"enroll", "enroll/api", "ca", "ca/ocsp", "inventory", "inventory/topic", "inventory/durable"},
 	"enroll/server/servertest":          {"enroll/server", "enroll", "enroll/api", "ca", "ca/catest", "ca/ocsp", "inventory", "inventory/topic", "inventory/durable", "inventory/boltstore"},
 	"enroll/delivery":                   {"enroll", "templates", "templates/bundle", "templates/mqtt", "ca", "inventory", "inventory/topic", "inventory/durable"},
+	"enroll/campaign":                   {"enroll", "ca", "inventory", "inventory/topic", "inventory/durable"},
+	"templates/rabbitmq/rabbitmqtest":   {},
 	"enroll/intake":                     {"enroll", "ca", "inventory", "inventory/topic", "inventory/durable"},
 }
 

@@ -295,14 +295,13 @@ func (b *Book) Plan(ctx context.Context, c Campaign) (Plan, error) {
 	p := Plan{Waves: make([]int, waves)}
 	err := b.each(ctx, &c, func(d *enroll.Holding, _ Step, _ bool) error {
 		p.Devices++
-		has := map[inventory.CredentialKind]bool{}
-		for i := range d.Credentials {
-			has[d.Credentials[i].Kind] = true
+		has := func(kind inventory.CredentialKind) bool {
+			return slices.ContainsFunc(d.Credentials, func(x inventory.Credential) bool { return x.Kind == kind })
 		}
-		if c.Certificate && has[inventory.CertificateCredential] {
+		if c.Certificate && has(inventory.CertificateCredential) {
 			p.Certificates++
 		}
-		if c.Password && has[inventory.PasswordCredential] {
+		if c.Password && has(inventory.PasswordCredential) {
 			p.Passwords++
 		}
 		wave, share := 0, c.Canary

@@ -127,7 +127,7 @@ func hangUp(path string) error {
 
 // run runs a command of the operator's. What it says is part of the error.
 func run(ctx context.Context, name string, args ...string) error {
-	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput() //nolint:gosec // the operator of the broker says how it is reloaded
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w: %.256q", templates.ErrUnreachable, name, err, out)
 	}

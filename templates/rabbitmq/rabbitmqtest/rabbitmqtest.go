@@ -56,7 +56,7 @@ func Start(tb testing.TB, files string) *Broker {
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) }) // in the directory for temporary files in any case
 	ports := Ports(tb, 2)
 	b := &Broker{Dir: dir, tb: tb, log: &logBuffer{}}
-	b.env = append(os.Environ(),
+	b.env = append(os.Environ(), //nolint:forbidigo // the broker's program needs a PATH
 		"HOME="+dir, "RABBITMQ_MNESIA_BASE="+filepath.Join(dir, "mnesia"), "RABBITMQ_LOG_BASE="+filepath.Join(dir, "log"),
 		"RABBITMQ_NODENAME="+filepath.Base(dir)+"@localhost", fmt.Sprintf("RABBITMQ_DIST_PORT=%d", ports[0]), fmt.Sprintf("ERL_EPMD_PORT=%d", ports[1]), "ERL_EPMD_ADDRESS=127.0.0.1",
 		"RABBITMQ_CONFIG_FILE="+filepath.Join(files, "rabbitmq"), "RABBITMQ_ADVANCED_CONFIG_FILE="+filepath.Join(files, "advanced.config"),
