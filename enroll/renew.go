@@ -48,8 +48,9 @@ func (r *Registrar) renewOnce(ctx context.Context, p Principal, a Ask, req *ca.R
 		return nil, fmt.Errorf("device %s has profile %s: %w", f.device.ID, f.device.Profile, ErrScope)
 	}
 	now := r.now()
+	next := f.issuedAfter(shown, req.SPKI, now)
 	if !shown.Usable(now) {
-		if err := f.inGrace(shown, now); err != nil {
+		if err := f.inGrace(shown, next != nil, now); err != nil {
 			return nil, err
 		}
 	}
@@ -59,7 +60,7 @@ func (r *Registrar) renewOnce(ctx context.Context, p Principal, a Ask, req *ca.R
 	if err := req.Allowed(f.rule.keys); err != nil {
 		return nil, fmt.Errorf("device %s: %w", f.device.ID, err)
 	}
-	if next := f.issuedAfter(shown, req.SPKI, now); next != nil {
+	if next != nil {
 		return r.againFor(ctx, p, a, f, next)
 	}
 	made, err := r.make(ctx, f, deviceKey{request: req}, a.Password, now)
@@ -116,10 +117,11 @@ func (r *Registrar) shown(ctx context.Context, p Principal, req *ca.Request) (*f
 	return nil, nil, ErrNoCertificate
 }
 
-// inGrace reports whether an expired certificate may still be renewed.
-func (f *facts) inGrace(shown *inventory.Credential, now time.Time) error {
+// inGrace reports whether an expired certificate may still be renewed: once, but the
+// same request again gets the same answer, which may have been lost.
+func (f *facts) inGrace(shown *inventory.Credential, again bool, now time.Time) error {
 	end := shown.Certificate.NotAfter.Add(f.rule.profile.Grace)
-	if now.After(end) || shown.Generation+1 != f.next(inventory.CertificateCredential) {
+	if now.After(end) || !again && shown.Generation+1 != f.next(inventory.CertificateCredential) {
 		return fmt.Errorf("certificate %s of device %s: %w", shown.Certificate.Serial, f.device.ID, ErrTooOld)
 	}
 	return nil
