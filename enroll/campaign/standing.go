@@ -149,7 +149,7 @@ func (m *matcher) step(d *enroll.Holding, now time.Time) (Step, bool) {
 	var oldCert, newCert, oldPass, newPass *inventory.Credential
 	for i := range d.Credentials {
 		c := &d.Credentials[i]
-		fresh := c.Created.After(m.Began) // of the same second it is taken for old, and replaced once more
+		fresh := m.made(c)
 		switch {
 		case c.Kind == inventory.CertificateCredential && fresh && c.Usable(now):
 			newCert = c
@@ -175,6 +175,13 @@ func (m *matcher) step(d *enroll.Holding, now time.Time) (Step, bool) {
 		return Issued, true
 	}
 	return Done, true
+}
+
+// made reports whether a credential was made since the campaign began. Times are in
+// seconds; within the first one the revision tells, unless the credential was changed
+// since: then it has been replaced.
+func (m *matcher) made(c *inventory.Credential) bool {
+	return c.Created.After(m.Began) || c.Created.Equal(m.Began) && c.Revision > m.From && c.ReplacedBy == 0
 }
 
 // names holds the device itself to the scope.

@@ -21,6 +21,7 @@ export GOFLAGS="${GOFLAGS:+$GOFLAGS }-buildvcs=false"
 readonly package_table='
 mosquitto         | mosquitto              | the broker: exports are proven on it
 mosquitto-clients | mosquitto_pub          | publishes and subscribes as a device does
+rabbitmq-server   | /usr/lib/rabbitmq/bin/rabbitmq-server | another broker that exports are proven on
 openssl           | openssl                | second opinion on every certificate and CRL
 gnutls-bin        | certtool               | third opinion
 libmbedtls-dev    | mbedtls/x509_crt.h     | what many microcontrollers run
@@ -124,14 +125,17 @@ install_packages() {
 
 # stop_service_of: Debian starts a broker when it is installed. The tests run
 # their own, on ports of their own; a second one that nobody asked for is turned
-# off again. A mosquitto that was here before is not touched.
+# off again. A broker that was here before is not touched.
 stop_service_of() {
-	case " $* " in *' mosquitto '*) ;; *) return 0 ;; esac
-	say "turning off the mosquitto service that the package has started"
-	"${as_root[@]}" invoke-rc.d mosquitto stop >/dev/null 2>&1 || true
-	if [ -d /run/systemd/system ]; then
-		"${as_root[@]}" systemctl disable mosquitto >/dev/null 2>&1 || true
-	fi
+	local broker
+	for broker in mosquitto rabbitmq-server; do
+		case " $* " in *" $broker "*) ;; *) continue ;; esac
+		say "turning off the $broker service that the package has started"
+		"${as_root[@]}" invoke-rc.d "$broker" stop >/dev/null 2>&1 || true
+		if [ -d /run/systemd/system ]; then
+			"${as_root[@]}" systemctl disable "$broker" >/dev/null 2>&1 || true
+		fi
+	done
 }
 
 # tool NAME MODULE-PATH VERSION prints the path of a Go program of exactly that
