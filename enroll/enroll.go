@@ -60,6 +60,7 @@ type Registrar struct {
 	latest   time.Time               // the latest time that was decided on
 
 	pace   pace
+	alarms alarms
 	makers atomic.Pointer[[]Maker]
 }
 

@@ -79,7 +79,7 @@ type livedCert struct {
 func newLife(t *testing.T, seed uint64) *life {
 	t.Helper()
 	l := &life{
-		t: t, rng: mrand.New(mrand.NewPCG(seed, 1)), keys: map[string]enroll.KeyRef{}, clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), //nolint:gosec // repeatable
+		t: t, rng: mrand.New(mrand.NewPCG(seed, 1)), keys: map[string]enroll.KeyRef{}, clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
 		serials: map[inventory.Serial]bool{}, revoked: map[inventory.Serial]revocation{}, crls: map[string][]byte{}, numbers: map[string]uint64{}, done: map[string]int{},
 	}
 	path := t.TempDir()
@@ -527,7 +527,7 @@ func TestLongLife(t *testing.T) {
 		}
 	}
 	if seed == 0 {
-		seed = mrand.Uint64() //nolint:gosec // it is printed, to be given again
+		seed = mrand.Uint64()
 	}
 	l := newLife(t, seed)
 	defer func() {

@@ -182,6 +182,9 @@ func (r *Registrar) Certificate(ctx context.Context, peer Peer) (Principal, erro
 		p, err = r.recognise(in, peer)
 		return err
 	})
+	if two, ok := errors.AsType[*CloneError](err); ok {
+		err = errors.Join(err, r.alarm(ctx, two))
+	}
 	return p, err
 }
 
@@ -212,6 +215,9 @@ func (r *Registrar) recognise(in inventory.Reader, peer Peer) (Principal, error)
 		case dev.Kind != inventory.Equipment:
 			return Principal{}, fmt.Errorf("%s is a server: %w", dev.ID, ErrNoCertificate)
 		case c.State != inventory.CredentialActive || dev.State != inventory.Active:
+			if two, err := clone(in, &c); two || err != nil {
+				return Principal{}, errors.Join(err, &CloneError{Device: dev.ID, Serial: serial})
+			}
 			return Principal{}, fmt.Errorf("device %s is %s, its certificate %s is %s: %w", dev.ID, dev.State, serial, c.State, ErrRevoked)
 		}
 		return Principal{

@@ -34,6 +34,7 @@ var answeredBy = map[string]string{
 	"enroll.ErrNotApproved":     "wraps enroll.ErrDenied",
 	"enroll.ErrQueueFull":       "the server's answer to a peer",
 	"enroll.ErrRevoked":         "the server's answer to a peer",
+	"enroll.CloneError":         "the server's answer to a peer",
 	"enroll.ErrScope":           "wraps enroll.ErrDenied",
 	"enroll.ErrToken":           "the server's answer to a peer",
 	"enroll.ErrTooOld":          "the server's answer to a peer",

@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"log/slog"
 	"strings"
 
 	"github.com/imprint-iot/imprint/enroll"
@@ -81,6 +82,10 @@ func (s *Server) refuse(c *call, err error) error {
 	if err != nil {
 		if errors.Is(err, enroll.ErrToken) || errors.Is(err, enroll.ErrNoCertificate) {
 			s.limits.Load().failure(c.peer.Addr)
+		}
+		if two, ok := errors.AsType[*enroll.CloneError](err); ok {
+			s.metrics.conflicts.Inc()
+			s.log.Warn("two hold keys of one device", slog.Any("device", two.Device), slog.Any("serial", two.Serial), slog.Any("from", c.peer.Addr))
 		}
 		return err
 	}

@@ -125,6 +125,19 @@ func TestLifeOfADevice(t *testing.T) {
 	}
 	want(t, "tok-020: the old certificate after that", f.Do(call{Path: api.PathRenew, Pair: pair, Body: enrollBody(t, "dev-1", next, false)}), api.CodeCertRevoked)
 
+	// Its successor is in use, so two hold keys of the device: somebody is told, once.
+	want(t, "the old certificate again", f.Do(call{Path: api.PathRenew, Pair: pair, Body: enrollBody(t, "dev-1", next, false)}), api.CodeCertRevoked)
+	alarms := 0
+	events, err := f.Events(t.Context(), 1, 1000)
+	for _, e := range events {
+		if e.Action == "device.conflict" {
+			alarms++
+		}
+	}
+	if err != nil || alarms != 1 {
+		t.Errorf("%d alarms of a cloned key, %v, want one", alarms, err)
+	}
+
 	// tok-019: the certificate of one device does not renew another.
 	want(t, "tok-019", f.Do(call{Path: api.PathRenew, Pair: newPair, Body: enrollBody(t, "dev-2", catest.Key(t, ca.P256), false)}), api.CodeTokenScope)
 

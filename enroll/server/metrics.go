@@ -20,6 +20,7 @@ type metrics struct {
 	crlFails *prometheus.CounterVec
 	ocsp     *prometheus.CounterVec
 
+	conflicts     prometheus.Counter
 	brokerUp      *prometheus.GaugeVec
 	brokerCRL     *prometheus.GaugeVec
 	brokerSeconds prometheus.Histogram
@@ -47,6 +48,9 @@ func newMetrics() *metrics {
 		ocsp: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "imprint_ocsp_answers_total", Help: "OCSP answers by status; error is a request that cannot be read.",
 		}, []string{"status", "signed"}),
+		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "imprint_device_conflicts_total", Help: "Certificates shown that were replaced by one in use: two hold keys of one device. Alarm.",
+		}),
 		brokerUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "imprint_broker_up_to_date", Help: "1 if the broker was seen to obey the last time it was told something, 0 if not: alarm.",
 		}, []string{"node"}),
@@ -58,7 +62,7 @@ func newMetrics() *metrics {
 			Buckets: []float64{.05, .1, .2, .5, 1, 2, 5, 10, 30},
 		}),
 	}
-	m.registry.MustRegister(m.requests, m.seconds, m.issued, m.crlAge, m.crlFails, m.ocsp, m.brokerUp, m.brokerCRL, m.brokerSeconds)
+	m.registry.MustRegister(m.requests, m.seconds, m.issued, m.crlAge, m.crlFails, m.ocsp, m.conflicts, m.brokerUp, m.brokerCRL, m.brokerSeconds)
 	return m
 }
 
