@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -268,4 +269,52 @@ func TestRevokeBy(t *testing.T) {
 	}
 	r.refusedCommand(exitData, "device", "revoke", "--group", "nosuch")
 	r.refusedCommand(exitData, "device", "revoke", "--certificate", strings.Repeat("1", 32))
+}
+
+// ca-014: the key of the device CA is stolen. A new one takes over, the old one is
+// retired with all that it has issued, and the devices come back under the new one; each
+// step says first whom it would strand.
+func TestRecallIssuer(t *testing.T) {
+	r, b, _ := smallFleet(t, 4)
+	quiet := "name: quiet\npassword: {none: true}\ntopics:\n  - publish: devices/{id}/up/#\n"
+	if err := os.WriteFile(filepath.Join(r.dir, "quiet.yaml"), []byte(quiet), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.imprint("profile", "add", "quiet.yaml")
+	r.imprint("device", "add", "only-cert", "--profile", "quiet")
+	r.imprint("device", "enroll", "only-cert", "--out", "bundles")
+	r.imprint("broker", "sync")
+	old := newRoller(r, "only-cert")
+	if err := old.connects(b); err != nil {
+		t.Fatal(err)
+	}
+	if out := r.refusedCommand(exitRefused, "ca", "retire", "device-1", "--reason", "stolen"); !strings.Contains(out, "only one") {
+		t.Errorf("retiring the only issuer says %q", out)
+	}
+	r.imprint("ca", "roll", "device")
+	if err := old.connects(b); err != nil {
+		t.Errorf("a certificate of the issuer before: %v", err)
+	}
+	if out := r.imprint("ca", "retire", "device-1", "--dry-run"); !strings.Contains(out, "1 devices") || !strings.Contains(out, "only-cert") {
+		t.Errorf("the consequences: %q", out)
+	}
+	if out := r.refusedCommand(exitRefused, "ca", "retire", "device-1", "--reason", "stolen"); !strings.Contains(out, "only-cert") {
+		t.Errorf("retire says %q", out)
+	}
+	r.imprint("ca", "retire", "device-1", "--reason", "stolen", "--force")
+	if err := old.connects(b); err == nil {
+		t.Error("a certificate of the retired issuer is let in")
+	}
+	if err := newRoller(r, "dev-1").connects(b); err == nil {
+		t.Error("another one is let in")
+	}
+	r.imprint("device", "enroll", "only-cert", "--rekey", "--reason", "recall", "--out", "again")
+	r.imprint("broker", "sync")
+	dir := filepath.Join(r.dir, "bundles")
+	if err := errors.Join(os.RemoveAll(dir), os.Rename(filepath.Join(r.dir, "again"), dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := newRoller(r, "only-cert").connects(b); err != nil {
+		t.Errorf("a certificate of the new issuer: %v", err)
+	}
 }
