@@ -7,6 +7,7 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -143,8 +144,8 @@ func TestBootstrapFaults(t *testing.T) {
 		"stage":   func(_ *bench, o *outbox) { o.failStage = third },
 		"release": func(_ *bench, o *outbox) { o.failRelease = third },
 		"apply": func(b *bench, _ *outbox) {
-			n := 0
-			b.store.fail(func(inventory.Change) error { n++; return third(n) }, nil)
+			var n atomic.Int64 // batches are applied by several at once
+			b.store.fail(func(inventory.Change) error { return third(int(n.Add(1))) }, nil)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

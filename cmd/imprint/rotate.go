@@ -30,8 +30,8 @@ has seen it; never by time alone. So no device is left without a way in.
 A few devices go first (the canaries); "advance" releases the next wave, and refuses to
 while too few of the last one are done. Devices with an agent learn of their turn from
 "imprint serve" within the hour; for the others "rotate bundles" makes new bundles.`
-	cmd.Example = `  imprint rotate start spring --group hall-2 --certificate --dry-run
-  imprint rotate start spring --group hall-2 --certificate --canary 5 --wave 20
+	cmd.Example = `  imprint rotate start spring --group hall-2 --certificates --dry-run
+  imprint rotate start spring --group hall-2 --certificates --canary 5 --wave 20
   imprint rotate status spring
   imprint rotate advance spring`
 	return cmd
@@ -64,8 +64,8 @@ func newRotateStartCommand(a *app) *cobra.Command {
 		Short: "Begin a rotation",
 		Long: `Start begins a rotation of certificates, passwords or both, for the devices that match
 everything that is said. With --dry-run it only counts them.`,
-		Example: `  imprint rotate start spring --profile sensor --expiring-within 90d --certificate
-  imprint rotate start leak --password --password-older-than 365d --canary 1 --rate 100`,
+		Example: `  imprint rotate start spring --profile sensor --expiring-within 90d --certificates
+  imprint rotate start leak --passwords --password-older-than 365d --canary 1 --rate 100`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Name = args[0]
@@ -73,8 +73,8 @@ everything that is said. With --dry-run it only counts them.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVar(&o.Certificate, "certificate", false, "new certificates")
-	flags.BoolVar(&o.Password, "password", false, "new passwords")
+	flags.BoolVar(&o.Certificate, "certificates", false, "new certificates")
+	flags.BoolVar(&o.Password, "passwords", false, "new passwords")
 	flags.StringVar(&o.Scope.Profile, "profile", "", "only devices of this `profile`")
 	flags.StringVar(&o.Scope.Group, "group", "", "only devices of this `group`")
 	flags.StringToStringVar(&o.Scope.Labels, "label", nil, "only devices with `NAME=TEXT`, may be repeated")

@@ -27,11 +27,11 @@ func TestRotationReachesAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.imprint("agent", "enroll", "--config", "agent.json", "--token-file", "token")
-	if out := r.imprint("rotate", "start", "spring", "--certificate", "--canary", "100", "--dry-run"); !strings.Contains(out, "1 certificates") || !strings.Contains(out, "nothing has been changed") {
+	if out := r.imprint("rotate", "start", "spring", "--certificates", "--canary", "100", "--dry-run"); !strings.Contains(out, "1 certificates") || !strings.Contains(out, "nothing has been changed") {
 		t.Errorf("the plan is %q", out)
 	}
 	time.Sleep(1100 * time.Millisecond) // times are in whole seconds: the certificate is of the time before
-	r.imprint("rotate", "start", "spring", "--certificate", "--canary", "100", "--reason", "a test")
+	r.imprint("rotate", "start", "spring", "--certificates", "--canary", "100", "--reason", "a test")
 	run := r.command("agent", "run", "--config", "agent.json")
 	run.Stderr = os.Stderr
 	if err := run.Start(); err != nil {

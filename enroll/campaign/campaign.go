@@ -113,7 +113,7 @@ func (c *Campaign) check() error {
 	}
 	switch {
 	case !c.Certificate && !c.Password:
-		return bad("rotation", "a certificate, a password or both to be rotated")
+		return bad("rotation", "certificates, passwords or both to be rotated")
 	case c.Canary <= 0 || c.Canary > 1 || c.Wave <= 0 || c.Wave > 1:
 		return bad("shares", "more than 0 and at most 100 percent")
 	case c.Need < 0 || c.Need > 1 || c.Rate < 0:

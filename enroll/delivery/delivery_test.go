@@ -34,7 +34,7 @@ func TestJudge(t *testing.T) {
 		{"hung up", fmt.Errorf("waiting: %w", io.EOF), refused},
 		{"reset", &net.OpError{Op: "write", Err: syscall.ECONNRESET}, refused},
 		{"nobody there", &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, unclear},
-		{"no answer", &net.OpError{Op: "read", Err: errTimeout{}}, unclear},
+		{"no answer", &net.OpError{Op: "read", Err: timeoutError{}}, unclear},
 		{"another server", &tls.CertificateVerificationError{Err: errors.New("unknown authority")}, unclear},
 		{"another protocol", mqtt.ErrProtocol, unclear},
 	} {
@@ -44,10 +44,10 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-type errTimeout struct{}
+type timeoutError struct{}
 
-func (errTimeout) Error() string { return "i/o timeout" }
-func (errTimeout) Timeout() bool { return true }
+func (timeoutError) Error() string { return "i/o timeout" }
+func (timeoutError) Timeout() bool { return true }
 
 // A receipt is in the audit log as it was made, as far as the log is exact.
 func TestReceiptInLog(t *testing.T) {

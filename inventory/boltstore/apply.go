@@ -115,6 +115,7 @@ func (s *Store) write(batch []*write) error {
 	defer s.sealers.Put(seal)
 	before := s.journal.end
 	accepted := 0
+	var written *plan
 	err := guard(func() error {
 		return s.db.Update(func(tx *bolt.Tx) error {
 			b := tx.Bucket([]byte(bucketName))
@@ -140,11 +141,15 @@ func (s *Store) write(batch []*write) error {
 				}
 			}
 			p.head.journal = s.journal.end
+			written = p
 			return p.flush(b, seal)
 		})
 	})
-	if err == nil || errors.Is(err, errNothing) {
+	if errors.Is(err, errNothing) {
 		return nil
+	}
+	if err == nil {
+		return s.verify(written)
 	}
 	if !s.full(err) {
 		s.stopped = fmt.Errorf("%w: %w", inventory.ErrStopped, err)
@@ -158,6 +163,25 @@ func (s *Store) write(batch []*write) error {
 		}
 	}
 	return fmt.Errorf("%w: %w", inventory.ErrFull, err)
+}
+
+// verify looks whether what was committed can be found. If it cannot the file is damaged,
+// and nothing more is written to it.
+func (s *Store) verify(p *plan) error {
+	err := guard(func() error {
+		return s.db.View(func(tx *bolt.Tx) error {
+			b := tx.Bucket([]byte(bucketName))
+			if b == nil {
+				return damaged("database", "it has no records")
+			}
+			return p.inPlace(b)
+		})
+	})
+	if err != nil {
+		s.stopped = fmt.Errorf("%w: %w", inventory.ErrStopped, err)
+		return s.stopped
+	}
+	return nil
 }
 
 // errNothing ends a transaction in which nothing is to be written.

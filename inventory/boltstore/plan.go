@@ -19,6 +19,9 @@ type plan struct {
 	change  map[string]entry           // of the change being planned
 	planned map[string]map[string]bool // keys of credentials in both, and perhaps of changes refused, by device
 	journal []journalRecord            // of the changes accepted so far
+
+	keys []string // that flush has written or deleted, in order
+	next [][]byte // what follows each of them
 }
 
 // An entry is a value to write, or nil to delete.
@@ -201,6 +204,26 @@ func (p *plan) flush(b *bolt.Bucket, s *sealer) error {
 	for _, f := range fronts {
 		if err := b.Put(f.key, s.seal(f.key, f.next, f.value)); err != nil {
 			return err
+		}
+	}
+	p.keys, p.next = keys, next
+	return nil
+}
+
+// inPlace looks whether each record of the batch is found where it was sealed to be,
+// once it is written. Among pages that are damaged bbolt may have put it elsewhere, where
+// nobody would find it again.
+func (p *plan) inPlace(b *bolt.Bucket) error {
+	c := b.Cursor()
+	for i, k := range p.keys {
+		if p.batch[k].value == nil {
+			continue
+		}
+		key := []byte(k)
+		found, _ := c.Seek(key)
+		follows, _ := c.Next()
+		if !bytes.Equal(found, key) || !bytes.Equal(follows, p.next[i]) {
+			return damaged(recordName(key), "the order of the records is broken")
 		}
 	}
 	return nil

@@ -27,7 +27,9 @@ import (
 // so there is always a neighbour.
 //
 // What this cannot show is a whole file put back as it was earlier. Against that
-// stands the journal (see journal.go).
+// stands the journal (see journal.go). Nor can it show a single page that is read in an
+// older version, which bbolt leaves in the free pages for a while, if a flipped bit in the
+// number of a page leads there and the records at its ends are the same.
 const macSize = 16
 
 // A sealer makes and checks MACs. It serves one goroutine.
