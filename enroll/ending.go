@@ -63,6 +63,16 @@ func gone(in inventory.Reader, list []Ending) error {
 	return nil
 }
 
+// Ends reports whether an event ends sessions, so that brokers should hear of it at once.
+func Ends(e *inventory.Event) bool {
+	for _, o := range e.Objects {
+		if o.Kind == "device" && ends(e.Action, o.Note) {
+			return true
+		}
+	}
+	return false
+}
+
 // ends reports whether an event with this action and this note of a device ends
 // its sessions.
 func ends(action, note string) bool {

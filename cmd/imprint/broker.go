@@ -106,6 +106,9 @@ func (a *app) addBroker(cmd *cobra.Command, name string, o brokerAddOptions) (er
 		return err
 	}
 	defer f.Close()
+	if err := f.tryNode(o); err != nil {
+		return err
+	}
 	if err := f.writeNode(string(id), o.nodeConfig, o.user, password); err != nil {
 		return err
 	}
@@ -122,6 +125,23 @@ func (a *app) addBroker(cmd *cobra.Command, name string, o brokerAddOptions) (er
 		_, _ = fmt.Fprintf(w, "%s: %s with %d devices; its files are in %s\n", name, o.Target, sum.Devices, o.Out)
 		_, _ = fmt.Fprintf(w, "start it, or restart it, with these files (%s says how), then: imprint broker sync %s\n", filepath.Join(o.Out, "README.md"), name)
 	})
+}
+
+// tryNode finds out whether what is said of a broker makes sense, before it is written
+// down.
+func (f *fleet) tryNode(o brokerAddOptions) error {
+	t, err := liveTarget(o.Target)
+	if err != nil {
+		return err
+	}
+	d, err := t.Connect(templates.Live{
+		Dir: f.dir, Admin: o.Admin, User: o.user, Secret: inventory.NewSecret([]byte("none")),
+		Reload: templates.Reload{PIDFile: o.PIDFile, Unit: o.Unit, Command: o.ReloadCommand},
+	})
+	if err != nil {
+		return err
+	}
+	return d.Close()
 }
 
 // firstExport writes the files that a broker can be started with.

@@ -318,3 +318,52 @@ func TestRecallIssuer(t *testing.T) {
 		t.Errorf("a certificate of the new issuer: %v", err)
 	}
 }
+
+// Devices that are enrolled one after the other are told to a broker together.
+func TestManyEnrollmentsFewReloads(t *testing.T) {
+	const devices = 12
+	r, b, broker := smallFleet(t, 1)
+	r.start()
+	before := strings.Count(broker.Log(), "Reloading config.")
+	began := time.Now()
+	for i := range devices {
+		id := fmt.Sprintf("new-%d", i)
+		r.imprint("device", "add", id)
+		r.imprint("device", "enroll", id, "--out", "bundles")
+	}
+	took := time.Since(began)
+	last := newRoller(r, fmt.Sprintf("new-%d", devices-1))
+	eventually(t, 20*time.Second, "the last device can be told things", func() bool {
+		text, err := os.ReadFile(filepath.Join(brokerFiles(t, r, "mq"), "password_file"))
+		return err == nil && strings.Contains(string(text), last.id+":")
+	})
+	if err := last.connects(b); err != nil {
+		t.Error(err)
+	}
+	reloads := strings.Count(broker.Log(), "Reloading config.") - before
+	if most := int(took/time.Second) + 4; reloads == 0 || reloads > most {
+		t.Errorf("%d reloads for %d enrollments in %s", reloads, devices, took)
+	}
+	t.Logf("%d enrollments in %s, %d reloads", devices, took.Round(time.Millisecond), reloads)
+}
+
+// What makes no sense is refused before it is written down.
+func TestBrokerAddRefuses(t *testing.T) {
+	r := newFleet(t)
+	out := filepath.Join(r.dir, "out")
+	for _, args := range [][]string{
+		{"x", "--out", out, "--admin", "/tmp/x.sock"}, // no way to reload
+		{"x", "--out", out, "--admin", "/tmp/x.sock", "--unit", "a", "--pid-file", "b"},
+		{"x", "--out", out, "--admin", "/tmp/x.sock", "--target", "rabbitmq"},
+		{"a.b", "--out", out, "--admin", "/tmp/x.sock", "--unit", "a"},
+		{strings.Repeat("x", 41), "--out", out, "--admin", "/tmp/x.sock", "--unit", "a"},
+	} {
+		r.refusedCommand(exitData, append([]string{"broker", "add"}, args...)...)
+	}
+	r.refusedCommand(exitUsage, "broker", "add", "x", "--out", out, "--admin", "/tmp/x.sock", "--target", "nosuch")
+	if list := r.imprint("broker", "list", "--output", "json"); strings.TrimSpace(list) != "[]" {
+		t.Errorf("brokers %s", list)
+	}
+	r.refusedCommand(exitConfig, "broker", "sync")
+	r.refusedCommand(exitData, "broker", "sync", "nosuch")
+}

@@ -77,8 +77,8 @@ func (s *Syncer) Sync(ctx context.Context, n *Node, force bool) (*Receipt, error
 		return nil, fmt.Errorf("node %s: %w: %w", n.Name, ErrBusy, err)
 	}
 	defer func() { _ = lock.Unlock() }() // the kernel releases it in any case
-	due, err := s.due(ctx, n, force)
-	if err != nil || !due {
+	need, err := s.due(ctx, n, force)
+	if err != nil || need == nothing {
 		return nil, err
 	}
 	w := &syncing{Syncer: s, node: n, began: time.Now()}
@@ -93,16 +93,26 @@ func (s *Syncer) Sync(ctx context.Context, n *Node, force bool) (*Receipt, error
 	return &w.receipt, nil
 }
 
+// A need says how soon a node has to be told.
+type need uint8
+
+const (
+	nothing need = iota
+	calm         // devices have come or renewed: soon, and many together
+	urgent       // something was ended, or is not as it should be
+)
+
 // due reports whether there is anything to do: something has happened that is not
 // imprint's own doing, or a CRL is past half of its life.
-func (s *Syncer) due(ctx context.Context, n *Node, force bool) (bool, error) {
-	due := force
+func (s *Syncer) due(ctx context.Context, n *Node, force bool) (need, error) {
+	due := nothing
 	err := s.cfg.Store.Read(ctx, func(in inventory.Reader) error {
 		p, _, err := readProgress(in, n.Name)
 		if err != nil {
 			return err
 		}
-		if due = due || p.Revision == 0 || !p.Failed.IsZero() || s.lapses(in, &p); due {
+		if force || p.Revision == 0 || !p.Failed.IsZero() || s.lapses(in, &p) {
+			due = urgent
 			return nil
 		}
 		due, err = changedAfter(in, p.Revision)
@@ -113,16 +123,30 @@ func (s *Syncer) due(ctx context.Context, n *Node, force bool) (bool, error) {
 
 // changedAfter reports whether something that a broker has to know has happened
 // after a revision.
-func changedAfter(in inventory.Reader, revision uint64) (bool, error) {
+func changedAfter(in inventory.Reader, revision uint64) (need, error) {
+	due := nothing
 	for e, err := range in.Events(revision + 1) {
 		if err != nil {
-			return false, err
+			return due, err
 		}
-		if !own(e.Action) {
-			return true, nil
+		switch {
+		case own(e.Action):
+		case everyday(e.Action) && !enroll.Ends(&e):
+			due = calm
+		default:
+			return urgent, nil
 		}
 	}
-	return false, nil
+	return due, nil
+}
+
+// everyday reports whether an event is one of those that a large fleet has all the time.
+func everyday(action string) bool {
+	switch action {
+	case "device.enroll", "device.renew", "device.confirm", "device.password", "device.bootstrap", "device.rotate", "device.seen", "server.enroll":
+		return true
+	}
+	return false
 }
 
 // Behind returns how far those nodes are that have not been brought up to date with
@@ -140,7 +164,7 @@ func Behind(ctx context.Context, store inventory.Store, nodes []string) ([]Lag, 
 			if err != nil {
 				return err
 			}
-			if changed || p.Revision == 0 || !p.Failed.IsZero() {
+			if changed != nothing || p.Revision == 0 || !p.Failed.IsZero() {
 				out = append(out, Lag{Node: name, Progress: p})
 			}
 		}
@@ -152,10 +176,11 @@ func Behind(ctx context.Context, store inventory.Store, nodes []string) ([]Lag, 
 // own reports whether an event changes nothing that a broker has to know.
 func own(action string) bool {
 	switch action {
-	case receiptAction, "node.fail", "canary.send", "crl.publish", "responder.enroll", "token.make", "token.revoke", "approval.ask", "approval.decide":
+	case receiptAction, "node.fail", "canary.send", "crl.publish", "responder.enroll", "device.add", "device.trust", "device.fault", "device.conflict":
 		return true
 	}
-	return false
+	noun, _, _ := strings.Cut(action, ".")
+	return noun == "token" || noun == "approval" || noun == "rotation"
 }
 
 // lapses reports whether the CRLs of a node are past half of what they have left.
@@ -281,6 +306,8 @@ func crlNote(crls []templates.CRL) string {
 // deliver writes one moment of the fleet, and notes which it was.
 func (w *syncing) deliver(ctx context.Context, driver templates.Driver) error {
 	var sum templates.Summary
+	// A driver may talk to its broker while this moment is read. The store grows a
+	// little meanwhile; nobody waits for it.
 	err := w.cfg.Store.Read(ctx, func(in inventory.Reader) (err error) {
 		if w.progress, _, err = readProgress(in, w.node.Name); err != nil {
 			return err
