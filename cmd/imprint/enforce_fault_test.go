@@ -367,3 +367,41 @@ func TestBrokerAddRefuses(t *testing.T) {
 	r.refusedCommand(exitConfig, "broker", "sync")
 	r.refusedCommand(exitData, "broker", "sync", "nosuch")
 }
+
+// Every broker is told, and each has its receipt; one that is down keeps nobody waiting.
+func TestSeveralBrokers(t *testing.T) {
+	r, first, _ := smallFleet(t, 3)
+	second, broker := runsMosquitto(r, "mq-2", "--form", "expanded")
+	r.imprint("broker", "sync")
+	var got struct {
+		Receipts []struct{ Node string }
+	}
+	if err := json.Unmarshal([]byte(r.imprint("device", "revoke", "dev-0", "--output", "json")), &got); err != nil || len(got.Receipts) != 2 || got.Receipts[0].Node != "mq" || got.Receipts[1].Node != "mq-2" {
+		t.Errorf("receipts %+v, %v", got, err)
+	}
+	broker.Stop()
+	out := r.refusedCommand(exitUnavailable, "device", "revoke", "dev-1")
+	if !strings.Contains(out, "mq (mosquitto): revision") || !strings.Contains(out, "mq-2") {
+		t.Errorf("with one broker down it says %q", out)
+	}
+	if list := r.pending(); len(list) != 1 || list[0].Node != "mq-2" {
+		t.Errorf("pending %+v", list)
+	}
+	if err := broker.Run(); err != nil {
+		t.Fatal(err)
+	}
+	r.imprint("broker", "sync")
+	for i := range 3 {
+		d := newRoller(r, fmt.Sprintf("dev-%d", i))
+		for _, b := range []*liveBroker{first, second} {
+			if err := d.connects(b); (err == nil) != (i == 2) {
+				t.Errorf("%s at %s: %v", d.id, b.name, err)
+			}
+		}
+	}
+	r.imprint("broker", "remove", "mq-2")
+	r.imprint("device", "revoke", "dev-2")
+	if err := newRoller(r, "dev-2").connects(second); err != nil {
+		t.Errorf("a broker that imprint was told to forget: %v", err)
+	}
+}
