@@ -26,7 +26,7 @@ type Event struct {
 
 // An Object is what an event was about.
 type Object struct {
-	Kind string `json:"kind"` // "device", "certificate", "password", "profile", "issuer", "crl", "key"
+	Kind string `json:"kind"` // "device", "certificate", "password", "profile", "issuer", "crl", "key", "node", "step", "session", "rollover", "rotation"
 	ID   string `json:"id"`
 	Note string `json:"note,omitempty"`
 }

@@ -22,6 +22,9 @@
 // CONNECT is ignored; on both the client identifier is made equal to the user
 // name, so that nobody can take over another's session.
 //
+// On a broker that runs, [Target.Connect] does what the files alone cannot: it tells
+// dynamic security who is gone, and ends the sessions of whoever has a certificate.
+//
 // All forms have been run on Mosquitto 2.0.11. What is written for 2.1 (the
 // password-file and acl-file plugins, global_plugin) follows its documentation
 // and is accepted by 2.1 as far as that goes; no test here runs it.
@@ -98,6 +101,7 @@ func (Target) Capabilities() templates.Capabilities {
 		Password:            true,
 		ClientIDBinding:     true,
 		CRL:                 true,
+		LiveKick:            true,
 		Limits: "patterns: 1,000,000 devices load in 1.5 s; stanzas: 10,000 on 2.0, where loading is quadratic, and no limit on 2.1; " +
 			"dynamic security: 10,000 without delay, 100,000 at most",
 		RevocationLatency: latency(Auto),
@@ -107,11 +111,11 @@ func (Target) Capabilities() templates.Capabilities {
 // latency says how long a revoked device may go on, in words for the operator.
 func latency(form string) string {
 	if form == Dynsec {
-		return "password: until the client is deleted through $CONTROL or the broker is restarted; " +
-			"certificate: no new session after SIGHUP, a live session until it ends"
+		return "at once when imprint works on the broker (imprint broker); from files alone: password until the broker is restarted; " +
+			"certificate no new session after SIGHUP, a live session until it ends"
 	}
-	return "password: ended at SIGHUP, the session too; " +
-		"certificate: no new session after SIGHUP, a live session until it ends (in form \"expanded\" without rights after SIGHUP)"
+	return "at once when imprint works on the broker (imprint broker); from files alone: password ended at SIGHUP, the session too; " +
+		"certificate no new session after SIGHUP, a live session until it ends (in form \"expanded\" without rights after SIGHUP)"
 }
 
 // Check implements [templates.Target]. Every form can enforce what it lets
@@ -274,7 +278,7 @@ func (x *export) enforced() (yes, no []string) {
 	}
 	no = []string{
 		"a revoked intermediate CA: only the device's own certificate is looked up in the CRLs",
-		"live sessions with a certificate are not ended by a new CRL",
+		"live sessions with a certificate are not ended by a new CRL, but by imprint (imprint broker)",
 	}
 	if x.form == Dynsec {
 		yes = append(yes, "subscribe: every filter against the device's rules")
