@@ -67,6 +67,12 @@ func (s *Server) byCertificate(c *call) (err error) {
 		return problemf(api.CodeCertMissing, "a client certificate is required")
 	}
 	c.who, err = s.cfg.Registrar.Certificate(c.context(), c.peer)
+	if err == nil {
+		if before, two := s.sightings.see(c.who.Serial(), c.peer.Addr, s.cfg.Now()); two {
+			s.metrics.roaming.Inc()
+			s.log.Warn("certificate is used from two networks within a minute", slog.Any("device", c.who.Device()), slog.Any("serial", c.who.Serial()), slog.Any("from", c.peer.Addr), slog.Any("before", before))
+		}
+	}
 	return s.refuse(c, err)
 }
 

@@ -21,6 +21,7 @@ type metrics struct {
 	ocsp     *prometheus.CounterVec
 
 	conflicts     prometheus.Counter
+	roaming       prometheus.Counter
 	brokerUp      *prometheus.GaugeVec
 	brokerCRL     *prometheus.GaugeVec
 	brokerSeconds prometheus.Histogram
@@ -51,6 +52,9 @@ func newMetrics() *metrics {
 		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "imprint_device_conflicts_total", Help: "Certificates shown that were replaced by one in use: two hold keys of one device. Alarm.",
 		}),
+		roaming: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "imprint_device_two_networks_total", Help: "Certificates used from two networks within a minute, each once an hour: a copied key, or a device that roams.",
+		}),
 		brokerUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "imprint_broker_up_to_date", Help: "1 if the broker was seen to obey the last time it was told something, 0 if not: alarm.",
 		}, []string{"node"}),
@@ -62,7 +66,7 @@ func newMetrics() *metrics {
 			Buckets: []float64{.05, .1, .2, .5, 1, 2, 5, 10, 30},
 		}),
 	}
-	m.registry.MustRegister(m.requests, m.seconds, m.issued, m.crlAge, m.crlFails, m.ocsp, m.conflicts, m.brokerUp, m.brokerCRL, m.brokerSeconds)
+	m.registry.MustRegister(m.requests, m.seconds, m.issued, m.crlAge, m.crlFails, m.ocsp, m.conflicts, m.roaming, m.brokerUp, m.brokerCRL, m.brokerSeconds)
 	return m
 }
 

@@ -92,16 +92,17 @@ const maxHeader = 16 << 10
 
 // A Server answers devices, stations, brokers and operators.
 type Server struct {
-	cfg     Config
-	log     *slog.Logger
-	limits  atomic.Pointer[limiter]
-	labels  atomic.Pointer[map[string]Label]
-	metrics *metrics
-	status  *statusService // CRLs and OCSP answers
-	cursors *cursors
-	replays *replays
-	routes  []route
-	started time.Time
+	cfg       Config
+	log       *slog.Logger
+	limits    atomic.Pointer[limiter]
+	labels    atomic.Pointer[map[string]Label]
+	metrics   *metrics
+	status    *statusService // CRLs and OCSP answers
+	cursors   *cursors
+	replays   *replays
+	sightings sightings
+	routes    []route
+	started   time.Time
 }
 
 // New returns a Server. It opens nothing.
