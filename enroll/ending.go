@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"errors"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
@@ -55,10 +56,10 @@ func Endings(in inventory.Reader, after uint64, limit int) (list []Ending, more 
 func gone(in inventory.Reader, list []Ending) error {
 	for i := range list {
 		dev, err := in.Device(list[i].Device)
-		if err != nil {
+		if err != nil && !errors.Is(err, inventory.ErrNotFound) {
 			return err
 		}
-		list[i].Gone = dev.State != inventory.Active
+		list[i].Gone = err != nil || dev.State != inventory.Active
 	}
 	return nil
 }

@@ -32,7 +32,8 @@ type Node struct {
 	// time works on a node, and the lock is here.
 	Dir *durable.Dir
 
-	// Deadline is how long a revocation may take to be proven. Zero means 15 s.
+	// Deadline is how long a revocation may take to be proven, besides 5 ms for each
+	// session that is to be ended. Zero means 15 s.
 	Deadline time.Duration
 }
 

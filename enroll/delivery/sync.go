@@ -60,6 +60,7 @@ const (
 	defaultDeadline = 15 * time.Second
 	probeTimeout    = 5 * time.Second
 	probePause      = 10 * time.Millisecond
+	endTime         = 5 * time.Millisecond // more, for each session to be ended
 )
 
 // Sync brings a node to what the inventory says now, and proves it: a certificate
@@ -345,7 +346,7 @@ func (w *syncing) deliver(ctx context.Context, driver templates.Driver) error {
 
 // prove ends the sessions and waits until the broker is seen to obey.
 func (w *syncing) prove(ctx context.Context, driver templates.Driver) error {
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(w.node.Deadline, defaultDeadline))
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(w.node.Deadline, defaultDeadline)+time.Duration(len(w.endings))*endTime)
 	defer cancel()
 	roots, err := pool(w.roots)
 	if err != nil {
