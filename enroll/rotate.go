@@ -158,12 +158,12 @@ func (r *Registrar) Seen(ctx context.Context, actor, why string, ids ...inventor
 			return &StateError{Device: f.device.ID, State: f.device.State}
 		}
 		now := c.Event.Time
-		n := 0
+		before, n := len(c.Credentials), 0
 		if newest := f.newest(inventory.CertificateCredential, now); newest != nil {
 			n += f.confirm(c, newest, now)
 		}
 		n += f.confirmPassword(c, now)
-		if len(c.Credentials) > 0 || n > 0 {
+		if len(c.Credentials) > before {
 			f.become(c, f.device.State)
 		}
 		ended += n

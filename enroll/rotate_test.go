@@ -178,3 +178,38 @@ func TestCanary(t *testing.T) {
 		t.Error("a node name of 41 bytes is taken")
 	}
 }
+
+// What is said to have been seen ends what is older, of those devices and no others; to
+// say it again changes nothing.
+func TestSeen(t *testing.T) {
+	b := newBench(t, "dev-1", "dev-2", "dev-3")
+	for _, id := range []string{"dev-1", "dev-2", "dev-3"} {
+		b.renew(b.enroll(id))
+	}
+	before := b.revision()
+	n, err := b.Seen(t.Context(), "test", "in the broker's log", "dev-1", "dev-2")
+	if err != nil || n != 2 || b.revision() != before+1 {
+		t.Fatalf("%d ended in %d changes, %v", n, b.revision()-before, err)
+	}
+	for id, want := range map[string]int{"dev-1": 1, "dev-2": 1, "dev-3": 2} {
+		good := 0
+		_, creds := b.facts(id)
+		for i := range creds {
+			if c := &creds[i]; c.Kind == inventory.CertificateCredential && c.Usable(b.now) {
+				good++
+			}
+		}
+		if good != want {
+			t.Errorf("%s has %d good certificates, want %d", id, good, want)
+		}
+	}
+	if n, err := b.Seen(t.Context(), "test", "", "dev-1"); n != 0 || err != nil || b.revision() != before+1 {
+		t.Errorf("again: %d, %v", n, err)
+	}
+	if _, err := b.Revoke(t.Context(), "test", "", inventory.Unspecified, "dev-3"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Seen(t.Context(), "test", "", "dev-3"); !errors.Is(err, enroll.ErrDenied) {
+		t.Errorf("a revoked device: %v", err)
+	}
+}
