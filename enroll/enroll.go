@@ -16,6 +16,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,7 +39,7 @@ type Config struct {
 	Organization string // O of every subject: the fleet's name
 	TrustDomain  string // of the SPIFFE IDs in certificates
 
-	// Schemes are the dear password verifiers (bcrypt, argon2id) to compute for
+	// Schemes are the dear password verifiers (bcrypt, argon2id, pbkdf2-sha1) to compute for
 	// every device, because a broker of the fleet reads nothing else.
 	Schemes []inventory.Scheme
 
@@ -88,7 +89,7 @@ func New(cfg Config) (*Registrar, error) {
 		cfg.CRLValidity = 7 * 24 * time.Hour
 	}
 	for _, s := range cfg.Schemes {
-		if s != inventory.Bcrypt && s != inventory.Argon2id {
+		if !slices.Contains(dearSchemes, s) {
 			return nil, fmt.Errorf("enroll: Config.Schemes: %s is computed for every device already", s)
 		}
 	}

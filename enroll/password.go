@@ -3,6 +3,7 @@ package enroll
 import (
 	"crypto/pbkdf2"
 	"crypto/rand"
+	"crypto/sha1" //nolint:gosec // in PBKDF2, where two brokers know no other hash
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
@@ -45,16 +46,20 @@ const (
 	rabbitSalt       = 4   // bytes; rabbit_password.erl
 	bcryptCost       = 4   // the least that bcrypt knows
 	argon2Salt       = 16  // bytes
+	moscaIterations  = 10_000
+	moscaHash        = 128 // bytes; both fixed by Mosca, and Artemis reads any
 )
+
+// dearSchemes are computed for a fleet that asks for them.
+var dearSchemes = []inventory.Scheme{inventory.Bcrypt, inventory.Argon2id, inventory.PBKDF2SHA1}
 
 // Verifiers computes what is kept of a password: one verifier of each cheap
 // scheme, so that a fleet can change brokers without touching a device, and of
 // the dear ones that are asked for. Every verifier has a salt of its own.
 func Verifiers(password inventory.Secret, dear []inventory.Scheme) ([]inventory.Verifier, error) {
-	salt := make([]byte, 3*pbkdf2Salt+rabbitSalt)
-	_, _ = rand.Read(salt)
+	cheap := []inventory.Scheme{inventory.PBKDF2SHA512, inventory.SHA512Suffix, inventory.SHA256Suffix, inventory.RabbitSHA256, inventory.SHA512Prefix}
+	salt := newSalt(4*pbkdf2Salt + rabbitSalt)
 	pw := password.Reveal()
-	cheap := []inventory.Scheme{inventory.PBKDF2SHA512, inventory.SHA512Suffix, inventory.SHA256Suffix, inventory.RabbitSHA256}
 	out := make([]inventory.Verifier, 0, len(cheap)+len(dear))
 	for _, s := range cheap {
 		n := pbkdf2Salt
@@ -78,6 +83,17 @@ func Verifiers(password inventory.Secret, dear []inventory.Scheme) ([]inventory.
 	return out, nil
 }
 
+// newSalt draws n characters that are safe as text: EMQX takes a salt as it is
+// written, and has no form for other octets. 12 of them have 72 bits.
+func newSalt(n int) []byte {
+	salt := make([]byte, n)
+	_, _ = rand.Read(salt) // never fails
+	for i := range salt {
+		salt[i] = passwordAlphabet[salt[i]%64]
+	}
+	return salt
+}
+
 // verifier computes one verifier; the dear schemes draw their own salt.
 func verifier(s inventory.Scheme, pw, salt []byte) (inventory.Verifier, error) {
 	v := inventory.Verifier{Scheme: s, Salt: salt}
@@ -94,6 +110,16 @@ func verifier(s inventory.Scheme, pw, salt []byte) (inventory.Verifier, error) {
 	case inventory.SHA256Suffix:
 		sum := sha256.Sum256(append(pw[:len(pw):len(pw)], salt...))
 		v.Hash = sum[:]
+	case inventory.SHA512Prefix:
+		sum := sha512.Sum512(append(salt[:len(salt):len(salt)], pw...))
+		v.Hash = sum[:]
+	case inventory.PBKDF2SHA1:
+		v.Salt = newSalt(pbkdf2Salt)
+		hash, err := pbkdf2.Key(sha1.New, string(pw), v.Salt, moscaIterations, moscaHash)
+		if err != nil {
+			return v, fmt.Errorf("computing %s: %w", s, err)
+		}
+		v.Iterations, v.Hash = moscaIterations, hash
 	case inventory.RabbitSHA256:
 		sum := sha256.Sum256(append(salt[:len(salt):len(salt)], pw...))
 		v.Hash = sum[:]

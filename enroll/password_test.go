@@ -2,6 +2,7 @@ package enroll_test
 
 import (
 	"crypto/pbkdf2"
+	"crypto/sha1" //nolint:gosec // Mosca and Artemis
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
@@ -53,7 +54,7 @@ func TestNewPassword(t *testing.T) {
 // and one of them with another program.
 func TestVerifiers(t *testing.T) {
 	secret := "correct horse"
-	all, err := enroll.Verifiers(inventory.NewSecret([]byte(secret)), []inventory.Scheme{inventory.Bcrypt, inventory.Argon2id})
+	all, err := enroll.Verifiers(inventory.NewSecret([]byte(secret)), []inventory.Scheme{inventory.Bcrypt, inventory.Argon2id, inventory.PBKDF2SHA1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,8 +67,8 @@ func TestVerifiers(t *testing.T) {
 		}
 		salts[string(v.Salt)] = true
 	}
-	if len(by) != 6 {
-		t.Fatalf("%d schemes, want 6", len(by))
+	if len(by) != 8 {
+		t.Fatalf("%d schemes, want 8", len(by))
 	}
 	check := func(s inventory.Scheme, salt int, want []byte) {
 		t.Helper()
@@ -87,6 +88,18 @@ func TestVerifiers(t *testing.T) {
 	check(inventory.SHA256Suffix, 12, sum256[:])
 	rabbit := sha256.Sum256([]byte(string(by[inventory.RabbitSHA256].Salt) + secret))
 	check(inventory.RabbitSHA256, 4, rabbit[:])
+	prefix := sha512.Sum512([]byte(string(by[inventory.SHA512Prefix].Salt) + secret))
+	check(inventory.SHA512Prefix, 12, prefix[:])
+	mosca := by[inventory.PBKDF2SHA1]
+	if hash, err = pbkdf2.Key(sha1.New, secret, mosca.Salt, 10_000, 128); err != nil || mosca.Iterations != 10_000 {
+		t.Fatalf("%d iterations, %v", mosca.Iterations, err)
+	}
+	check(inventory.PBKDF2SHA1, 12, hash)
+	for _, v := range all {
+		if !regexp.MustCompile(`^[A-Za-z0-9_-]*$`).Match(v.Salt) {
+			t.Errorf("%s: the salt %q is not text", v.Scheme, v.Salt) // EMQX has no form for other octets
+		}
+	}
 	if err := bcrypt.CompareHashAndPassword(by[inventory.Bcrypt].Hash, []byte(secret)); err != nil {
 		t.Error(err)
 	}

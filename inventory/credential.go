@@ -163,9 +163,15 @@ const (
 	Bcrypt
 	// Argon2id: Hash is the PHC string "$argon2id$..."; Salt is empty.
 	Argon2id
+	// SHA512Prefix: Hash = SHA-512(Salt, password). HiveMQ's Enterprise Security
+	// Extension with one iteration.
+	SHA512Prefix
+	// PBKDF2SHA1: Hash = PBKDF2-HMAC-SHA1(password, Salt, Iterations, 128). Mosca,
+	// with 10,000 iterations, and ActiveMQ Artemis.
+	PBKDF2SHA1
 )
 
-var schemes = [...]string{PBKDF2SHA512: "pbkdf2-sha512", SHA512Suffix: "sha512-suffix", SHA256Suffix: "sha256-suffix", RabbitSHA256: "rabbitmq-sha256", Bcrypt: "bcrypt", Argon2id: "argon2id"}
+var schemes = [...]string{PBKDF2SHA512: "pbkdf2-sha512", SHA512Suffix: "sha512-suffix", SHA256Suffix: "sha256-suffix", RabbitSHA256: "rabbitmq-sha256", Bcrypt: "bcrypt", Argon2id: "argon2id", SHA512Prefix: "sha512-prefix", PBKDF2SHA1: "pbkdf2-sha1"}
 
 // String is the name of the scheme.
 func (s Scheme) String() string { return name(schemes[:], uint8(s)) }
@@ -179,7 +185,7 @@ func ParseScheme(text string) (Scheme, error) {
 // A Verifier is what is kept of a password: enough to check it, not to know it.
 type Verifier struct {
 	Scheme     Scheme
-	Iterations uint32 // of PBKDF2SHA512
+	Iterations uint32 // of PBKDF2
 	Salt       []byte
 	Hash       []byte
 }

@@ -49,6 +49,10 @@ type Manifest struct {
 	Enforced       []string       `json:"enforced"`
 	NotEnforced    []string       `json:"notEnforced"`
 
+	// Approximated are rules that were left out because the broker cannot express
+	// them: the export is narrower than the policy.
+	Approximated []string `json:"approximated,omitempty"`
+
 	// RevocationLatency says how long a revoked device may go on at most.
 	RevocationLatency string `json:"revocationLatency"`
 

@@ -66,6 +66,9 @@ type Partial interface {
 	// like e leaves no trace in them: a device with only a certificate is not
 	// named by rules that hold for everybody.
 	Carry(e Entry) (Entry, bool)
+
+	// Omits says what the files do not hold for anybody.
+	Omits() Omits
 }
 
 // A Fleet is what a fleet is called.
@@ -183,6 +186,10 @@ type Options struct {
 	SignerName  string        // of the certificate of Signer, for whoever verifies
 	Now         time.Time     // zero means time.Now
 	Warn        func(string)  // told each warning as it comes up; may be nil
+
+	// Approximated are the rules that the view is without, because the broker cannot
+	// express them: see [Narrow]. They are named in the manifest.
+	Approximated []*InexpressibleError
 
 	// Passwords are those that whoever exports happens to know. Only a driver of a
 	// running broker that takes no hashes uses them; they are written nowhere.

@@ -103,6 +103,9 @@ func Export(dst *durable.Dir, v View, o Options, p Plan) (Summary, error) {
 	defer s.discard()
 
 	out := &Output{files: s.files, warn: o.Warn}
+	for _, e := range o.Approximated {
+		out.Warn("narrower than the policy: " + e.Error())
+	}
 	if err := checkCRLs(v.CRLs(), now, out); err != nil {
 		return Summary{}, err
 	}
@@ -243,6 +246,9 @@ func newManifest(v View, o Options, p Plan, sum *Summary, now time.Time) *Manife
 		Fleet: v.Fleet().Name, Node: v.Node().Name, PolicyRevision: v.Revision(), Created: inventory.UTC(now),
 		Devices: sum.Devices, Users: sum.Users, Rules: sum.Rules,
 		Enforced: p.Enforced, NotEnforced: p.NotEnforced, RevocationLatency: p.RevocationLatency,
+	}
+	for _, e := range o.Approximated {
+		m.Approximated = append(m.Approximated, e.Error())
 	}
 	if o.Signer != nil {
 		m.SignedBy = o.SignerName

@@ -32,7 +32,7 @@ type config struct {
 	TrustDomain string `yaml:"trust-domain"` // of the SPIFFE IDs in certificates
 
 	Broker          brokerConfig `yaml:"broker"`
-	PasswordSchemes []string     `yaml:"password-schemes,omitempty"` // bcrypt, argon2id
+	PasswordSchemes []string     `yaml:"password-schemes,omitempty"` // bcrypt, argon2id, pbkdf2-sha1
 	CRLValidity     ca.Duration  `yaml:"crl-validity,omitempty"`     // zero means 7d
 	Server          serverConfig `yaml:"server,omitempty"`           // of imprint serve
 }

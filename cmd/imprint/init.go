@@ -71,7 +71,7 @@ root/ to a medium that is kept offline.`,
 	flags.StringToStringVar(&o.keyURIs, "key-uri", nil, "`PURPOSE=URI` of a CA key that is kept elsewhere, as device=pkcs11:...; may be repeated")
 	flags.Uint16Var(&o.certPort, "certificate-port", 8883, "broker's `port` for devices with certificates")
 	flags.Uint16Var(&o.passPort, "password-port", 8884, "broker's `port` for devices with passwords")
-	flags.StringSliceVar(&o.schemes, "password-scheme", nil, "dear password `scheme` to compute for every device: bcrypt, argon2id")
+	flags.StringSliceVar(&o.schemes, "password-scheme", nil, "dear password `scheme` to compute for every device: bcrypt, argon2id, pbkdf2-sha1")
 	for _, name := range []string{"name", "host"} {
 		if err := cmd.MarkFlagRequired(name); err != nil {
 			panic(err) // the flag is defined above

@@ -52,7 +52,7 @@ func newStand(t *testing.T, form string) *stand {
 	n.Bind, n.CertificatePort, n.PasswordPort = "127.0.0.1", ports[0], ports[1]
 	s.broker = mosquittotest.New(t)
 	s.socket = filepath.Join(s.broker.Dir, "admin.sock")
-	n.Admin = &templates.Admin{Socket: s.socket, Verifiers: []inventory.Verifier{targettest.Verifier(t, templates.AdminName, adminPassword)}}
+	n.Admin = &templates.Admin{Socket: s.socket, Verifiers: targettest.Verifiers(t, templates.AdminName, adminPassword)}
 	s.dir = openDir(t, t.TempDir())
 	s.export(templates.Options{})
 	s.broker = mosquittotest.New(t, "include_dir "+s.dir.Path())

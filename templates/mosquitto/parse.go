@@ -139,6 +139,9 @@ func (v *view) Entries() iter.Seq2[templates.Entry, error] {
 	}
 }
 
+// Omits implements [templates.Partial]: all of it is there.
+func (v *view) Omits() templates.Omits { return templates.Omits{} }
+
 // Carry implements [templates.Partial]: a device that has no password and no
 // rights but the patterns is not in the files.
 func (v *view) Carry(e templates.Entry) (templates.Entry, bool) {

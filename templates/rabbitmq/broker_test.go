@@ -44,7 +44,7 @@ func newStand(t *testing.T) *stand {
 	n := &s.fleet.Broker
 	n.Bind, n.CertificatePort, n.PasswordPort = "127.0.0.1", ports[0], ports[1]
 	url := fmt.Sprintf("http://127.0.0.1:%d", ports[2])
-	n.Admin = &templates.Admin{Socket: url, Verifiers: []inventory.Verifier{targettest.RabbitVerifier(templates.AdminName, adminPassword)}}
+	n.Admin = &templates.Admin{Socket: url, Verifiers: targettest.Verifiers(t, templates.AdminName, adminPassword)}
 	var err error
 	if s.dir, err = durable.OpenDir(t.TempDir()); err != nil {
 		t.Fatal(err)

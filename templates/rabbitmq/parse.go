@@ -145,6 +145,9 @@ func (v *view) Carry(e templates.Entry) (templates.Entry, bool) {
 	return c, true
 }
 
+// Omits implements [templates.Partial]: all of it is there.
+func (v *view) Omits() templates.Omits { return templates.Omits{} }
+
 func (h *held) entry() (templates.Entry, error) {
 	e := templates.Entry{ID: h.id}
 	if h.hash != "" {

@@ -2,14 +2,19 @@ package targettest
 
 import (
 	"crypto/pbkdf2"
+	"crypto/sha1" //nolint:gosec // Mosca knows no other
 	"crypto/sha256"
 	"crypto/sha512"
+	"encoding/base64"
 	"fmt"
 	"iter"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/argon2"
+	"golang.org/x/crypto/bcrypt"
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/topic"
@@ -52,7 +57,7 @@ func (f *Memory) Device(tb testing.TB, id, profile, group, password string, labe
 	tb.Helper()
 	e := templates.Entry{ID: inventory.DeviceID(id), Profile: profile, Group: group, Labels: labels, Certificate: password == "", Revision: f.Rev}
 	if password != "" {
-		e.Verifiers = []inventory.Verifier{Verifier(tb, id, password), RabbitVerifier(id, password)}
+		e.Verifiers = Verifiers(tb, id, password)
 	}
 	p := f.policy(tb, profile)
 	grants, err := p.Resolve(Subject(e))
@@ -83,24 +88,47 @@ func Subject(e templates.Entry) topic.Subject {
 	return topic.Subject{ID: string(e.ID), Group: e.Group, Labels: e.Labels.Get}
 }
 
-// Verifier makes the PBKDF2 verifier of a password, with a salt of 12 octets
-// made from the ID so that golden files stay.
-func Verifier(tb testing.TB, id, password string) inventory.Verifier {
+// Verifiers makes the verifiers of a password, one of each scheme, with salts made
+// from the ID so that golden files stay. Of bcrypt, whose salt nobody can choose,
+// the ones of the small fleet are fixed.
+func Verifiers(tb testing.TB, id, password string) []inventory.Verifier {
 	tb.Helper()
 	sum := sha512.Sum512([]byte(id))
+	salt := []byte(base64.RawURLEncoding.EncodeToString(sum[:9]))
 	const iterations = 101
-	hash, err := pbkdf2.Key(sha512.New, password, sum[:12], iterations, 64)
+	stretched, err := pbkdf2.Key(sha512.New, password, sum[:12], iterations, 64)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return inventory.Verifier{Scheme: inventory.PBKDF2SHA512, Iterations: iterations, Salt: sum[:12], Hash: hash}
-}
-
-// RabbitVerifier is the verifier of a password that RabbitMQ reads.
-func RabbitVerifier(id, password string) inventory.Verifier {
-	salt := sha256.Sum256([]byte(id))
-	hash := sha256.Sum256(append(salt[:4:4], password...))
-	return inventory.Verifier{Scheme: inventory.RabbitSHA256, Salt: salt[:4], Hash: hash[:]}
+	mosca, err := pbkdf2.Key(sha1.New, password, salt, 10_000, 128)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	crypted, ok := map[string][]byte{
+		"correct horse":  []byte("$2a$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e"),
+		"battery staple": []byte("$2a$04$abcdefghijklmnopqrstuuhfdSToe28Z2OzxmmHxfI3lnNDfjxoF6"),
+	}[password]
+	if !ok {
+		if crypted, err = bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	b64 := base64.RawStdEncoding
+	argon := fmt.Appendf(nil, "$argon2id$v=19$m=64,t=1,p=1$%s$%s", b64.EncodeToString(salt), b64.EncodeToString(argon2.IDKey([]byte(password), salt, 1, 64, 1, 32)))
+	suffix512, suffix256 := sha512.Sum512(append([]byte(password), salt...)), sha256.Sum256(append([]byte(password), salt...))
+	prefix512 := sha512.Sum512(append(salt[:len(salt):len(salt)], password...))
+	rabbit := sha256.Sum256([]byte(id))
+	rabbitHash := sha256.Sum256(append(rabbit[:4:4], password...))
+	return []inventory.Verifier{
+		{Scheme: inventory.PBKDF2SHA512, Iterations: iterations, Salt: sum[:12], Hash: stretched},
+		{Scheme: inventory.SHA512Suffix, Salt: salt, Hash: suffix512[:]},
+		{Scheme: inventory.SHA256Suffix, Salt: salt, Hash: suffix256[:]},
+		{Scheme: inventory.RabbitSHA256, Salt: rabbit[:4], Hash: rabbitHash[:]},
+		{Scheme: inventory.SHA512Prefix, Salt: salt, Hash: prefix512[:]},
+		{Scheme: inventory.Bcrypt, Hash: crypted},
+		{Scheme: inventory.Argon2id, Hash: argon},
+		{Scheme: inventory.PBKDF2SHA1, Iterations: 10_000, Salt: salt, Hash: mosca},
+	}
 }
 
 // Revision implements [templates.View].
@@ -162,7 +190,8 @@ func Small(tb testing.TB, now time.Time) *Memory {
 // share one password verifier but for its salt, so it costs nothing.
 type Synthetic struct {
 	*Memory
-	N int
+	N            int
+	Certificates bool // they have certificates, too
 }
 
 // NewSynthetic makes a view of n devices of one profile, d-00000000 and on.
@@ -180,12 +209,25 @@ func NewSynthetic(tb testing.TB, n int, rules ...topic.Rule) *Synthetic {
 func (s *Synthetic) Entries() iter.Seq2[templates.Entry, error] {
 	policy := s.Models[0].Policy
 	hash := sha512.Sum512([]byte("password"))
+	long := append(hash[:], hash[:]...)
+	crypted := []byte("$2a$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e")
+	argon := []byte("$argon2id$v=19$m=64,t=1,p=1$AAECAwQFBgcICQoLDA0ODw$KbpILTEzHuKZKsSEkaz0lDlca6LOqmCevy+EbDItFz0")
 	return func(yield func(templates.Entry, error) bool) {
 		for i := range s.N {
 			id := fmt.Sprintf("d-%08d", i)
+			salt := []byte(id + "..")[:12]
 			e := templates.Entry{
-				ID: inventory.DeviceID(id), Profile: s.Models[0].Name, Group: "g1",
-				Verifiers: []inventory.Verifier{{Scheme: inventory.PBKDF2SHA512, Iterations: 101, Salt: []byte(id + "..")[:12], Hash: hash[:]}, {Scheme: inventory.RabbitSHA256, Salt: []byte(id)[:4], Hash: hash[:32]}},
+				ID: inventory.DeviceID(id), Profile: s.Models[0].Name, Group: "g1", Certificate: s.Certificates,
+				Verifiers: []inventory.Verifier{
+					{Scheme: inventory.PBKDF2SHA512, Iterations: 101, Salt: salt, Hash: hash[:]},
+					{Scheme: inventory.SHA512Suffix, Salt: salt, Hash: hash[:]},
+					{Scheme: inventory.SHA256Suffix, Salt: salt, Hash: hash[:32]},
+					{Scheme: inventory.RabbitSHA256, Salt: []byte(id)[:4], Hash: hash[:32]},
+					{Scheme: inventory.SHA512Prefix, Salt: salt, Hash: hash[:]},
+					{Scheme: inventory.Bcrypt, Hash: crypted},
+					{Scheme: inventory.Argon2id, Hash: argon},
+					{Scheme: inventory.PBKDF2SHA1, Iterations: 10_000, Salt: salt, Hash: long},
+				},
 			}
 			var err error
 			e.Grants, err = policy.Resolve(Subject(e))

@@ -51,6 +51,30 @@ func Run(t *testing.T, c Case) {
 	t.Run("large", func(t *testing.T) { testLarge(t, c) })
 }
 
+// small is the small fleet; where no password opens the door, each device has a
+// certificate, too.
+func (c Case) small(tb testing.TB) *Memory {
+	tb.Helper()
+	f := Small(tb, start())
+	for i := range f.Devices {
+		f.Devices[i].Certificate = f.Devices[i].Certificate || !c.Target.Capabilities().Password
+	}
+	return f
+}
+
+// expected returns how many devices of the small fleet an export has, and how many
+// of them with a password: one has only a certificate.
+func (c Case) expected() (devices, users int) {
+	caps := c.Target.Capabilities()
+	switch {
+	case !caps.Password:
+		return 3, 0
+	case !caps.CertificateIdentity:
+		return 2, 2
+	}
+	return 3, 2
+}
+
 // start is the date of everything in the contract.
 func start() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
 
@@ -93,7 +117,7 @@ func (c Case) mustParse(t *testing.T, dir string) templates.Partial {
 func testGolden(t *testing.T, c Case) {
 	dir := t.TempDir()
 	c.Options.Dest = "/etc/imprint/export"
-	sum := c.mustWrite(t, dir, Small(t, start()))
+	sum := c.mustWrite(t, dir, c.small(t))
 	for _, f := range sum.Files {
 		if strings.HasSuffix(f.Name, ".pem") || strings.HasSuffix(f.Name, ".key") || strings.HasSuffix(f.Name, ".r0") {
 			continue
@@ -121,10 +145,11 @@ func testGolden(t *testing.T, c Case) {
 
 func testParseBack(t *testing.T, c Case) {
 	dir := t.TempDir()
-	f := Small(t, start())
+	f := c.small(t)
 	sum := c.mustWrite(t, dir, f)
-	if sum.Devices != 3 || sum.Users != 2 || !sum.Changed {
-		t.Errorf("summary %+v, want 3 devices, 2 users, changed", sum)
+	devices, users := c.expected()
+	if sum.Devices != devices || sum.Users != users || !sum.Changed {
+		t.Errorf("summary %+v, want %d devices, %d users, changed", sum, devices, users)
 	}
 	got := c.mustParse(t, dir)
 	if err := templates.Compare(f, got); err != nil {
@@ -133,17 +158,23 @@ func testParseBack(t *testing.T, c Case) {
 	CheckNeverWider(t, f, got)
 
 	// The comparison sees the least difference.
-	for name, change := range map[string]func(){
+	changes := map[string]func(){
 		"another filter":   func() { f.Devices[1].Grants[0].Filter += "x" },
 		"a right more":     func() { f.Devices[1].Grants = append(f.Devices[1].Grants, topic.Grant{Action: 1, Filter: "x"}) },
 		"a right less":     func() { f.Devices[1].Grants = f.Devices[1].Grants[1:] },
 		"another action":   func() { f.Devices[1].Grants[1].Action = topic.Publish },
-		"another password": func() { f.Devices[0].Verifiers = []inventory.Verifier{Verifier(t, "dev-1", "other")} },
+		"another password": func() { f.Devices[0].Verifiers = Verifiers(t, "dev-1", "other") },
 		"a device less":    func() { f.Devices = f.Devices[1:] },
 		"another key":      func() { f.Broker = f.PKI.Node(t) },
 		"another CRL":      func() { f.Lists = []templates.CRL{f.PKI.CRL(t, start(), start().AddDate(0, 0, 7))} },
 		"no trust":         func() { f.Trust = nil },
-	} {
+	}
+	for name, omitted := range map[string]bool{"another key": got.Omits().Node, "another CRL": got.Omits().CRLs, "no trust": got.Omits().Trust, "another password": !c.Target.Capabilities().Password} {
+		if omitted {
+			delete(changes, name)
+		}
+	}
+	for name, change := range changes {
 		whole := *f
 		f.Devices = slices.Clone(f.Devices)
 		for i := range f.Devices {
@@ -159,7 +190,7 @@ func testParseBack(t *testing.T, c Case) {
 
 func testIdempotent(t *testing.T, c Case) {
 	dir := t.TempDir()
-	f := Small(t, start())
+	f := c.small(t)
 	c.mustWrite(t, dir, f)
 	before := stat(t, dir)
 	c.Options.Now = start().Add(time.Hour)
@@ -180,8 +211,8 @@ func testIdempotent(t *testing.T, c Case) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.PolicyRevision != f.Rev || m.Devices != 2 {
-		t.Errorf("manifest at revision %d with %d devices, want %d with 2", m.PolicyRevision, m.Devices, f.Rev)
+	if devices, _ := c.expected(); m.PolicyRevision != f.Rev || m.Devices != devices-1 {
+		t.Errorf("manifest at revision %d with %d devices, want %d with %d", m.PolicyRevision, m.Devices, f.Rev, devices-1)
 	}
 }
 
@@ -243,7 +274,7 @@ func HostileIDs() []string {
 
 func testHostileIDs(t *testing.T, c Case) {
 	dir := t.TempDir()
-	f := Small(t, start())
+	f := c.small(t)
 	c.mustWrite(t, dir, f)
 	before := contents(t, dir)
 	for _, id := range HostileIDs() {
@@ -268,7 +299,7 @@ func testHostileIDs(t *testing.T, c Case) {
 
 func testHostileFilters(t *testing.T, c Case) {
 	dir := t.TempDir()
-	f := Small(t, start())
+	f := c.small(t)
 	c.mustWrite(t, dir, f)
 	before := contents(t, dir)
 	for _, filter := range []string{"", " ", "a\nuser x", "a\r", "a\x00", "a\tb", " a", "a ", "a#", "#/a", "a/+b", "a/#/b", "$share/g/a", "\xff",
@@ -292,7 +323,7 @@ func testHostileFilters(t *testing.T, c Case) {
 // web-002 for files: free text is shown, and is never more than text.
 func testHostileLabels(t *testing.T, c Case) {
 	dir := t.TempDir()
-	f := Small(t, start())
+	f := c.small(t)
 	for _, text := range []string{"x\nuser dev-9\ntopic readwrite #", "x\r\ntopic #", "\x00", "\"},{\"username\":\"dev-9\"", "\u2028topic #", "\x1b[2J", "${x}{{.}}%u", strings.Repeat("x", 256), "\xff\xfe"} {
 		f.Devices[1].Labels = inventory.Labels{{Key: "name", Value: text}}
 		f.Devices[1].HardwareSerial = text
@@ -341,7 +372,7 @@ func (b broken) Entries() iter.Seq2[templates.Entry, error] {
 
 func testInterrupted(t *testing.T, c Case) {
 	dir := t.TempDir()
-	f := Small(t, start())
+	f := c.small(t)
 	c.mustWrite(t, dir, f)
 	before := contents(t, dir)
 	for after := range 3 {
@@ -365,6 +396,7 @@ func testLarge(t *testing.T, c Case) {
 	}
 	dir := t.TempDir()
 	v := NewSynthetic(t, c.Large)
+	v.Certificates = !c.Target.Capabilities().Password
 	c.Options.Now = time.Now()
 	begin := time.Now()
 	peak := peakMemory(func() {
