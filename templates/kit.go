@@ -18,6 +18,7 @@ import (
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/inventory/topic"
+	"github.com/imprint-iot/imprint/templates/proof"
 )
 
 // A Kit is a [Target] made of parts: texts that are filled in once, lists with a
@@ -54,6 +55,10 @@ type Kit struct {
 
 	// Check may refuse a setting or warn of one; may be nil.
 	Check func(v View, s *Setting, out *Output) error
+
+	// Evaluator reads an export as the broker's manual says it is read, apart from
+	// all the rest of the kit; may be nil. See package proof.
+	Evaluator func(src fs.FS) (proof.Evaluator, error)
 
 	Enforced, NotEnforced []string
 }
@@ -93,7 +98,6 @@ type Setting struct {
 	PasswordPort    uint16
 	Fleet           string // organization of the certificates
 	TrustDomain     string
-	Revision        uint64 // not in the stamp: texts that show it change with every export
 }
 
 // Address is where a listener listens: the address, or 0.0.0.0, and the port.
@@ -156,7 +160,7 @@ func (s *Setting) check() error {
 // Capabilities implements [Target].
 func (k *Kit) Capabilities() Capabilities { return k.Caps }
 
-// Check implements [Target].
+// check reports the first rule that the broker cannot express.
 func (k *Kit) check(p inventory.Profile) error {
 	for i, r := range p.Policy.Rules {
 		if why, choices := k.why(r); why != "" {
@@ -190,6 +194,15 @@ func NewTarget(k Kit) Target { return kitTarget{&k} }
 // Check implements [Target].
 func (t kitTarget) Check(p inventory.Profile) error { return t.check(p) }
 
+// Evaluator reads an export as its broker would, apart from Parse; nil if nobody has
+// written that down.
+func (t kitTarget) Evaluator(src fs.FS) (proof.Evaluator, error) {
+	if t.Kit.Evaluator == nil {
+		return nil, nil //nolint:nilnil // nothing to read it with is no error
+	}
+	return t.Kit.Evaluator(src)
+}
+
 // Write implements [Target].
 func (t kitTarget) Write(dst *durable.Dir, v View, o Options) (Summary, error) {
 	s, err := t.setting(v, cmp.Or(o.Dest, dst.Path()), o)
@@ -217,7 +230,7 @@ func (k *Kit) setting(v View, dest string, o Options) (*Setting, error) {
 	s := &Setting{
 		Version: cmp.Or(o.Version, k.Caps.Versions[0]), Form: cmp.Or(o.Form, k.Caps.Forms[0]), Dest: dest, Bind: n.Bind,
 		CertificatePort: cmp.Or(n.CertificatePort, DefaultCertificatePort), PasswordPort: cmp.Or(n.PasswordPort, DefaultPasswordPort),
-		Fleet: v.Fleet().Name, TrustDomain: v.Fleet().TrustDomain, Revision: v.Revision(),
+		Fleet: v.Fleet().Name, TrustDomain: v.Fleet().TrustDomain,
 	}
 	switch {
 	case !slices.Contains(k.Caps.Versions, s.Version):
