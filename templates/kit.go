@@ -388,7 +388,7 @@ func (k *Kit) leftOut() string {
 // by nothing that it has. A password that could be held but has no verifier the
 // broker reads is an error: it is more often a mistake than a wish.
 func (k *Kit) carry(e Entry) (Entry, bool, error) {
-	c := Entry{ID: e.ID, Certificate: e.Certificate && k.Caps.CertificateIdentity, Grants: e.Grants, HardwareSerial: e.HardwareSerial, Group: e.Group, Profile: e.Profile, Labels: e.Labels}
+	c := Entry{ID: e.ID, Certificate: e.Certificate && k.Caps.CertificateIdentity, Leafs: e.Leafs, Grants: e.Grants, HardwareSerial: e.HardwareSerial, Group: e.Group, Profile: e.Profile, Labels: e.Labels}
 	if k.Pick != nil && len(e.Verifiers) > 0 {
 		if v, ok := k.Pick(e.Verifiers); ok {
 			c.Verifiers = []inventory.Verifier{v}

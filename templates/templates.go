@@ -119,6 +119,11 @@ type Entry struct {
 	// Certificate reports whether the device has a usable certificate.
 	Certificate bool
 
+	// Leafs are the usable certificates of the device, in DER, the newest last. They
+	// are for targets that register certificates one by one, and are in no view that
+	// was read back.
+	Leafs [][]byte
+
 	// Verifiers are those of the live password; nil if it has none.
 	Verifiers []inventory.Verifier
 

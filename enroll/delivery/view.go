@@ -125,7 +125,9 @@ func (v *view) canary() (*templates.Entry, error) {
 func (v *view) entry(dev inventory.Device, live []inventory.Credential) (templates.Entry, error) {
 	e := templates.Entry{ID: dev.ID, HardwareSerial: dev.HardwareSerial, Profile: dev.Profile, Group: dev.Group, Labels: dev.Labels, Revision: dev.Revision}
 	for i := range live {
-		e.Certificate = e.Certificate || live[i].Kind == inventory.CertificateCredential
+		if c := live[i].Certificate; c != nil {
+			e.Certificate, e.Leafs = true, append(e.Leafs, c.DER)
+		}
 	}
 	if p := enroll.PasswordForBrokers(live); p != nil {
 		e.Verifiers = p.Verifiers

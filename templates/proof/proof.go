@@ -48,9 +48,10 @@ const (
 	Subscribe                 // a subscription to a filter
 	Will                      // a last will on a topic
 	Retain                    // a retained message to a topic
+	Connect                   // Topic says how: with a wrong password
 )
 
-var verbs = [...]string{Publish: "publish", Receive: "receive", Subscribe: "subscribe", Will: "will", Retain: "retain"}
+var verbs = [...]string{Publish: "publish", Receive: "receive", Subscribe: "subscribe", Will: "will", Retain: "retain", Connect: "connect"}
 
 // String is the verb in lower case.
 func (v Verb) String() string {
@@ -76,6 +77,9 @@ func (q Question) String() string {
 	may := "may not"
 	if q.Want {
 		may = "may"
+	}
+	if q.Verb == Connect {
+		return fmt.Sprintf("%s %s connect %s", q.Device, may, q.Topic)
 	}
 	return fmt.Sprintf("%s %s %s %q", q.Device, may, q.Verb, q.Topic)
 }

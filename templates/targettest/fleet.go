@@ -56,6 +56,9 @@ func (f *Memory) Profile(name string, rules ...topic.Rule) {
 func (f *Memory) Device(tb testing.TB, id, profile, group, password string, labels ...inventory.Label) {
 	tb.Helper()
 	e := templates.Entry{ID: inventory.DeviceID(id), Profile: profile, Group: group, Labels: labels, Certificate: password == "", Revision: f.Rev}
+	if e.Certificate {
+		e.Leafs = [][]byte{f.PKI.Client(tb, id).Leaf.Raw}
+	}
 	if password != "" {
 		e.Verifiers = Verifiers(tb, id, password)
 	}
@@ -136,7 +139,7 @@ func (f *Memory) Revision() uint64 { return f.Rev }
 
 // Fleet implements [templates.View].
 func (f *Memory) Fleet() templates.Fleet {
-	return templates.Fleet{Name: "Acme", TrustDomain: "acme.example"}
+	return templates.Fleet{Name: "Acme", TrustDomain: TrustDomain}
 }
 
 // Node implements [templates.View].

@@ -10,12 +10,16 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net"
+	"net/url"
 	"testing"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/templates"
 )
+
+// TrustDomain is that of the SPIFFE IDs in the certificates.
+const TrustDomain = "acme.example"
 
 // A PKI is what an export needs of a CA, made with crypto/x509 alone so that
 // tests of targets do not depend on package ca: a root, a CA for devices and one
@@ -92,12 +96,13 @@ func (p *PKI) sign(tb testing.TB, t *x509.Certificate, parent *CA, key *ecdsa.Pr
 	return c
 }
 
-// Client makes a client certificate with the common name id; its chain has the
-// issuing CA.
+// Client makes a client certificate with the common name id and a SPIFFE ID in
+// acme.example; its chain has the issuing CA.
 func (p *PKI) Client(tb testing.TB, id string) tls.Certificate {
 	tb.Helper()
 	t := p.template(id)
 	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	t.URIs = []*url.URL{{Scheme: "spiffe", Host: TrustDomain, Path: "/device/" + id}}
 	key := newKey(tb)
 	leaf := p.sign(tb, t, p.Device, key)
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw, p.Device.Certificate.Raw}, PrivateKey: key, Leaf: leaf}
