@@ -193,7 +193,9 @@ func (a *audit) open(what, ref string, at place, whenMissing ruleID) (text []byt
 		a.unknown("%s %.128q cannot be read: %v", what, ref, err)
 		return nil, "", false
 	}
-	if a.checked(name); name != strings.Trim(ref, "/") && path.Base(name) != ref && a.opts.Root == "" {
+	if strings.HasSuffix(ref, name) || path.Join(a.dir, ref) == name {
+		a.checked(name)
+	} else {
 		a.checked(fmt.Sprintf("%s, taken for %.128q", name, ref))
 	}
 	return text, name, true

@@ -57,11 +57,9 @@ func (a *audit) emqxListener(root *node, kind string, l *node) {
 			a.add(ruleOldTLS, v.place(), "listener %.64q: versions has %.32q", name, v.text())
 		}
 	}
-	for ref, check := range map[string]func(string, place){
-		"cacertfile": a.trustBundle, "certfile": a.serverChain, "keyfile": a.privateKey,
-	} {
-		check(o.get(ref).text(), o.get(ref).place())
-	}
+	a.trustBundle(o.get("cacertfile").text(), o.get("cacertfile").place())
+	a.serverChain(o.get("certfile").text(), o.get("certfile").place())
+	a.privateKey(o.get("keyfile").text(), o.get("keyfile").place())
 	zone := func(key string) string {
 		z := l.get("zone").text()
 		if v := root.get("zones", z, "mqtt", key).text(); v != "" {

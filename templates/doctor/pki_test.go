@@ -22,14 +22,14 @@ const days = 24 * time.Hour
 
 // A pki is a CA, and certificates and CRLs in all conditions.
 type pki struct {
-	t    *testing.T
+	t    testing.TB
 	now  time.Time
 	ca   *x509.Certificate
 	key  *ecdsa.PrivateKey
 	list fstest.MapFS
 }
 
-func newPKI(t *testing.T) *pki {
+func newPKI(t testing.TB) *pki {
 	t.Helper()
 	p := &pki{t: t, now: today(), list: fstest.MapFS{}}
 	p.key = p.newKey()

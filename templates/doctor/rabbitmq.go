@@ -144,10 +144,8 @@ func (r *rabbit) tls() {
 			r.add(ruleOldTLS, s.at, "versions has %.32s", s.value)
 		}
 	}
-	for _, s := range []setting{r.tlsOption("cacertfile")} {
-		r.trustBundle(s.value, s.at)
-	}
-	chain, key := r.tlsOption("certfile"), r.tlsOption("keyfile")
+	trust, chain, key := r.tlsOption("cacertfile"), r.tlsOption("certfile"), r.tlsOption("keyfile")
+	r.trustBundle(trust.value, trust.at)
 	r.serverChain(chain.value, chain.at)
 	r.privateKey(key.value, key.at)
 	if verify.value == "verify_peer" {

@@ -1,0 +1,4 @@
+package doctor
+
+// ReadPacket is readPacket, for its fuzz test.
+var ReadPacket = readPacket
