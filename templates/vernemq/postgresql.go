@@ -26,6 +26,7 @@ const (
 BEGIN;
 SET LOCAL client_encoding = 'UTF8';
 SET LOCAL standard_conforming_strings = on;
+SET LOCAL client_min_messages = warning;
 CREATE TABLE IF NOT EXISTS vmq_auth_acl (
   mountpoint character varying(10) NOT NULL,
   client_id character varying(128) NOT NULL,
