@@ -28,7 +28,7 @@ type audit struct {
 	now  time.Time
 	rep  Report
 
-	table map[ruleID]Rule
+	table map[string]Rule
 	same  map[[2]string]int // findings by rule and file
 	last  map[[2]string]int // index of the last of them
 	seen  map[string]bool   // what Checked and Unknown have
@@ -37,12 +37,12 @@ type audit struct {
 
 func newAudit(src fs.FS, o FileOptions) *audit {
 	a := &audit{
-		src: src, opts: o, now: o.Now(), table: map[ruleID]Rule{},
+		src: src, opts: o, now: o.Now(), table: map[string]Rule{},
 		same: map[[2]string]int{}, last: map[[2]string]int{}, seen: map[string]bool{},
 		rep: Report{Findings: []Finding{}, Checked: []string{}, Unknown: []string{}},
 	}
 	for _, r := range Rules() {
-		a.table[ruleID(r.ID)] = r
+		a.table[r.ID] = r
 	}
 	return a
 }
@@ -62,7 +62,7 @@ func (a *audit) add(id ruleID, at place, format string, args ...any) {
 	if a.same[key] > maxSame {
 		return
 	}
-	r := a.table[id]
+	r := a.table[string(id)]
 	a.last[key] = len(a.rep.Findings)
 	a.rep.Findings = append(a.rep.Findings, Finding{
 		Rule: string(id), Severity: r.Severity, Title: r.Title, Why: r.Why, Fix: r.Fix,

@@ -33,28 +33,38 @@ type definitions struct {
 	} `json:"topic_permissions"`
 }
 
-// A line of a JSON text is found by looking for the first "KEY":"VALUE" in it: good
-// enough to lead somebody there.
-type jsonLines struct {
-	file string
-	text string
+// A jsonIndex knows where names stand in the text of definitions, which
+// encoding/json does not tell. It is made when it is first asked: a file of a fleet
+// that is right is only decoded.
+type jsonIndex struct {
+	file  string
+	text  string
+	names map[string][]int // offsets of "name":"X" and "user":"X", by X as it is written
+	lines []int            // offsets of line ends
 }
 
-func (j jsonLines) of(key, value string) place {
-	quoted, err := json.Marshal(value)
-	if err != nil {
-		return place{j.file, 0}
-	}
-	m := -1
-	for _, sep := range []string{`:`, `: `} {
-		if i := strings.Index(j.text, `"`+key+`"`+sep+string(quoted)); i >= 0 && (m < 0 || i < m) {
-			m = i
+// of returns the place of the first row of a user in a section.
+func (j *jsonIndex) of(section, user string) place {
+	if j.names == nil {
+		j.names = map[string][]int{}
+		for _, m := range regexp.MustCompile(`"(?:name|user)"\s*:\s*"((?:[^"\\]|\\.)*)"`).FindAllStringSubmatchIndex(j.text, -1) {
+			name := j.text[m[2]:m[3]]
+			j.names[name] = append(j.names[name], m[0])
+		}
+		for i := range len(j.text) {
+			if j.text[i] == '\n' {
+				j.lines = append(j.lines, i)
+			}
 		}
 	}
-	if m < 0 {
-		return place{j.file, 0}
+	start := strings.Index(j.text, `"`+section+`"`)
+	for _, offset := range j.names[user] {
+		if offset > start {
+			line, _ := slices.BinarySearch(j.lines, offset)
+			return place{j.file, line + 1}
+		}
 	}
-	return place{j.file, 1 + strings.Count(j.text[:m], "\n")}
+	return place{j.file, 0}
 }
 
 // definitions audits definitions.json.
@@ -65,7 +75,7 @@ func (r *rabbit) definitions(file string, text []byte) {
 		return
 	}
 	r.secrets(ruleFileReadable, "the file with users and hashes", file)
-	where := jsonLines{file, string(text)}
+	where := &jsonIndex{file: file, text: string(text)}
 	admins := r.users(&d, where)
 	exchange := cmp.Or(r.conf.get("mqtt.exchange").value, "amq.topic")
 	rows := map[[2]string]bool{}
@@ -85,39 +95,23 @@ func (r *rabbit) definitions(file string, text []byte) {
 			continue
 		}
 		if !rows[[2]string{p.User, p.VHost}] {
-			r.add(ruleNoTopicRow, r.at(where, "user", p.User), "user %.128q has no topic permission for %.64q in %.64q", p.User, exchange, p.VHost)
+			r.add(ruleNoTopicRow, where.of("permissions", p.User), "user %.128q has no topic permission for %.64q in %.64q", p.User, exchange, p.VHost)
 		}
 		if !bound && matches(p.Configure, "mqtt-subscription-doctor-asksqos0") {
-			r.add(ruleClientID, r.at(where, "user", p.User), "user %.128q may use the queues of other client identifiers: configure is %.128q", p.User, p.Configure)
+			r.add(ruleClientID, where.of("permissions", p.User), "user %.128q may use the queues of other client identifiers: configure is %.128q", p.User, p.Configure)
 		}
 	}
-}
-
-// at looks for a line only as long as findings of a rule are reported one by one:
-// each look goes through the text.
-func (r *rabbit) at(where jsonLines, key, value string) place {
-	if len(r.rep.Findings) > 50*maxSame {
-		return place{where.file, 0}
-	}
-	return where.of(key, value)
 }
 
 // users audits the users, and returns those who may do everything by their role.
-func (r *rabbit) users(d *definitions, where jsonLines) (admins map[string]bool) {
+func (r *rabbit) users(d *definitions, where *jsonIndex) (admins map[string]bool) {
 	admins = map[string]bool{}
 	hashes := map[string]string{}
-	shown := 0
 	for _, u := range d.Users {
 		if adminLike(u.Name) || isAdministrator(u.Tags) {
 			admins[u.Name] = true
 		}
-		shown++
-		at := func() place {
-			if shown > 50*maxSame {
-				return place{where.file, 0}
-			}
-			return where.of("name", u.Name)
-		}
+		at := func() place { return where.of("users", u.Name) }
 		if unsafe(u.Name) {
 			r.userName(u.Name, at())
 		}
@@ -135,13 +129,8 @@ func (r *rabbit) users(d *definitions, where jsonLines) (admins map[string]bool)
 		}
 		hashes[u.Hash] = u.Name
 	}
-	if len(d.Users) > 0 && len(d.Users) != len(admins) {
-		for _, u := range d.Users {
-			if u.Hash != "" {
-				r.add(ruleFastHash, place{where.file, 0}, "RabbitMQ stores one round of a salted hash")
-				break
-			}
-		}
+	if len(hashes) > 1 || len(hashes) == 1 && hashes[""] == "" {
+		r.add(ruleFastHash, place{where.file, 0}, "RabbitMQ stores one round of a salted hash")
 	}
 	return admins
 }
@@ -158,12 +147,12 @@ func isAdministrator(tags any) bool {
 }
 
 // topicPattern audits a pattern of a topic permission. Empty means ^$.
-func (r *rabbit) topicPattern(user, direction, pattern string, where jsonLines) {
+func (r *rabbit) topicPattern(user, direction, pattern string, where *jsonIndex) {
 	if pattern == "" {
 		return
 	}
 	if strings.Contains(pattern, "{client_id}") {
-		r.add(ruleClientIDPattern, r.at(where, "user", user), "user %.128q: %s %.128q", user, direction, pattern)
+		r.add(ruleClientIDPattern, where.of("topic_permissions", user), "user %.128q: %s %.128q", user, direction, pattern)
 		pattern = strings.ReplaceAll(pattern, "{client_id}", "x")
 	}
 	pattern = strings.NewReplacer("{username}", "x", "{vhost}", "x").Replace(pattern)
@@ -173,9 +162,9 @@ func (r *rabbit) topicPattern(user, direction, pattern string, where jsonLines) 
 		if direction == "read" {
 			id = ruleWildcardRead
 		}
-		r.add(id, r.at(where, "user", user), "user %.128q: %s %.128q matches every topic", user, direction, pattern)
+		r.add(id, where.of("topic_permissions", user), "user %.128q: %s %.128q matches every topic", user, direction, pattern)
 	case !strings.HasPrefix(pattern, "^") || !strings.HasSuffix(pattern, "$"):
-		r.add(ruleUnanchored, r.at(where, "user", user), "user %.128q: %s %.128q", user, direction, pattern)
+		r.add(ruleUnanchored, where.of("topic_permissions", user), "user %.128q: %s %.128q", user, direction, pattern)
 	}
 }
 

@@ -115,7 +115,7 @@ func (p *probe) logins(conn net.Conn, code byte, err error) {
 	if p.tls {
 		p.add(ruleNoClientCert, place{}, "a client without a certificate got as far as CONNACK")
 	}
-	for _, l := range [][2]string{{"admin", "public"}, {"guest", "guest"}, {"admin", "admin"}} {
+	for _, l := range defaultLogins() {
 		conn, err := p.open()
 		if err != nil {
 			p.unknown("whether it accepts %s/%s: %s", l[0], l[1], brief(err))

@@ -86,6 +86,14 @@ func endpoints() []endpoint {
 			addr := serveTLS(t, &tls.Config{Certificates: []tls.Certificate{c}, MinVersion: tls.VersionTLS12})
 			return addr, doctor.EndpointOptions{Now: today, Roots: roots}
 		}},
+		{"TLS 1.2 with a certificate required", nil, "lets in with a certificate", func(t *testing.T) (string, doctor.EndpointOptions) {
+			p := newPKI(t)
+			roots := x509.NewCertPool()
+			roots.AddCert(p.ca)
+			c := p.identity(p.newKey(), 300*days)
+			addr := serveTLS(t, &tls.Config{Certificates: []tls.Certificate{c}, MaxVersion: tls.VersionTLS12, ClientAuth: tls.RequireAnyClientCert})
+			return addr, doctor.EndpointOptions{Now: today, Roots: roots}
+		}},
 		{"no MQTT", nil, "neither MQTT nor TLS", func(t *testing.T) (string, doctor.EndpointOptions) {
 			return serve(t, func(c net.Conn) { _, _ = c.Write([]byte("220 smtp.example ESMTP\r\n")) }), doctor.EndpointOptions{}
 		}},

@@ -84,6 +84,7 @@ func (a *audit) flashPasswords(file string, text []byte) {
 			a.add(ruleSharedHash, at, "users %.128q and %.128q", other, user)
 		}
 		hashes[hash] = user
+		a.defaultPassword(user, hash, at)
 	}
 }
 

@@ -1,6 +1,9 @@
 package doctor
 
 import (
+	"bytes"
+	"crypto/pbkdf2"
+	"crypto/sha512"
 	"encoding/base64"
 	"io/fs"
 	"path"
@@ -298,6 +301,44 @@ func (a *audit) mqHash(user, hash string, at place) {
 	if err != nil || err2 != nil || len(sum) != 64 || len(salt) != 12 && len(salt) != 64 {
 		a.add(rulePasswordLine, at, "user %.128q: salt or hash has the wrong length", user)
 	}
+	a.defaultPassword(user, hash, at)
+}
+
+// defaultPassword tries the passwords of installations on the users of
+// installations, against a hash of Mosquitto's.
+func (a *audit) defaultPassword(user, hash string, at place) {
+	for _, l := range defaultLogins() {
+		if l[0] == user && mqVerify(hash, l[1]) {
+			a.add(ruleDefaultUser, at, "user %s has the password %s", l[0], l[1])
+		}
+	}
+}
+
+// maxIterations of PBKDF2 that are computed: some seconds' worth.
+const maxIterations = 5_000_000
+
+// mqVerify reports whether a password has the hash $6$SALT$HASH or
+// $7$ITERATIONS$SALT$HASH.
+func mqVerify(hash, password string) bool {
+	parts := strings.Split(hash, "$")
+	if len(parts) < 4 {
+		return false
+	}
+	salt, err := base64.StdEncoding.DecodeString(parts[len(parts)-2])
+	want, err2 := base64.StdEncoding.DecodeString(parts[len(parts)-1])
+	if err != nil || err2 != nil {
+		return false
+	}
+	if parts[1] == "6" {
+		got := sha512.Sum512(append([]byte(password), salt...))
+		return bytes.Equal(got[:], want)
+	}
+	n, err := strconv.Atoi(parts[2])
+	if err != nil || n < 1 || n > maxIterations {
+		return false
+	}
+	got, err := pbkdf2.Key(sha512.New, password, salt, n, sha512.Size)
+	return err == nil && bytes.Equal(got, want)
 }
 
 // userName looks at a name wherever one is defined.

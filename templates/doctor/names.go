@@ -7,6 +7,11 @@ import (
 	"strings"
 )
 
+// defaultLogins are the users of installations and their passwords.
+func defaultLogins() [][2]string {
+	return [][2]string{{"admin", "public"}, {"guest", "guest"}, {"admin", "admin"}}
+}
+
 // adminLike reports whether a user says of itself that it may do everything.
 func adminLike(user string) bool { return strings.Contains(strings.ToLower(user), "admin") }
 

@@ -53,12 +53,8 @@ func (p *probe) greet(lowest, highest uint16) greeting {
 	defer func() { _ = conn.Close() }() // only looked at
 	var g greeting
 	c := p.config(lowest, highest)
-	c.VerifyPeerCertificate = func(raw [][]byte, _ [][]*x509.Certificate) error {
-		for _, der := range raw {
-			if cert, err := x509.ParseCertificate(der); err == nil {
-				g.chain = append(g.chain, cert)
-			}
-		}
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		g.chain = cs.PeerCertificates
 		return nil
 	}
 	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {

@@ -18,7 +18,7 @@ const (
 	ruleAnonymous      ruleID = "MQ002-anonymous-access"
 	ruleNoACL          ruleID = "MQ003-no-access-rules"
 	ruleWildcard       ruleID = "MQ004-wildcard-access"
-	rulePlainPassword  ruleID = "MQ005-plaintext-password"
+	rulePlainPassword  ruleID = "MQ005-plaintext-password" //nolint:gosec // the name of a rule
 	ruleFastHash       ruleID = "MQ006-fast-password-hash"
 	ruleWeakHash       ruleID = "MQ007-weak-password-hash"
 	ruleSharedHash     ruleID = "MQ008-shared-password-hash"

@@ -47,8 +47,11 @@ func (a *audit) verneListener(c flat, prefix string, l setting) {
 	case !yes(get("use_identity_as_username").value):
 		a.add(ruleCertNoIdentity, l.at, "listener %.64q: use_identity_as_username is not on", l.key)
 	}
-	if required && crl.value == "" {
+	switch {
+	case required && crl.value == "":
 		a.add(ruleNoCRL, l.at, "listener %.64q has no crlfile", l.key)
+	case !required && crl.value != "":
+		a.add(ruleCRLNoEffect, crl.at, "listener %.64q", l.key)
 	}
 	if s := get("allow_anonymous_override"); yes(s.value) && !required {
 		a.add(ruleAnonymous, s.at, "listener %.64q: allow_anonymous_override without require_certificate", l.key)
@@ -107,6 +110,7 @@ func (a *audit) vernePasswords(file string, text []byte) {
 			a.add(ruleSharedHash, at, "users %.128q and %.128q", other, user)
 		}
 		hashes[hash] = user
+		a.defaultPassword(user, hash, at)
 	}
 }
 
