@@ -5,7 +5,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imprint-iot/imprint/inventory/topic"
 )
@@ -92,25 +95,22 @@ func (b *Broker) Ask(ctx context.Context, devices []Device, questions []Question
 	if err := a.retain(questions); err != nil {
 		return r, err
 	}
+	var all errgroup.Group // most of the time is spent in waiting
 	for i := range devices {
 		d := &devices[i]
 		if !b.reachable(d) {
 			continue
 		}
-		own := map[Verb][]Question{}
-		for _, q := range questions {
-			if q.Device != d.ID() {
-				continue
+		own := a.own(d, questions)
+		all.Go(func() error {
+			if err := a.device(ctx, d, own); err != nil {
+				return fmt.Errorf("asking as %s: %w", d.ID(), err)
 			}
-			if b.Skip != nil && b.Skip(q) != "" {
-				r.Unknown++
-				continue
-			}
-			own[q.Verb] = append(own[q.Verb], q)
-		}
-		if err := a.device(ctx, d, own); err != nil {
-			return r, fmt.Errorf("asking as %s: %w", d.ID(), err)
-		}
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		return r, err
 	}
 	if err := a.forget(questions); err != nil {
 		return r, err
@@ -123,14 +123,48 @@ type asking struct {
 	*Broker
 	devices  []Device
 	observer *client
-	report   *Report
-	n        int // of payloads
+
+	mu     sync.Mutex
+	report *Report
+	n      int // of payloads
+
+	sending sync.Mutex // as the observer
+}
+
+// own returns the questions of d that can be put, by verb.
+func (a *asking) own(d *Device, questions []Question) map[Verb][]Question {
+	own := map[Verb][]Question{}
+	for _, q := range questions {
+		switch {
+		case q.Device != d.ID():
+		case a.Skip != nil && a.Skip(q) != "":
+			a.add(q, Unknown)
+		default:
+			own[q.Verb] = append(own[q.Verb], q)
+		}
+	}
+	return own
+}
+
+func (a *asking) add(q Question, answer Answer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.report.Add(q, answer)
 }
 
 // payload returns a text that no message had before.
 func (a *asking) payload() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.n++
 	return fmt.Sprintf("imprint-proof-%d-%d", time.Now().UnixNano(), a.n)
+}
+
+// observe publishes as the observer.
+func (a *asking) observe(messages []message) error {
+	a.sending.Lock()
+	defer a.sending.Unlock()
+	return a.observer.publishAll(messages)
 }
 
 func (a *asking) device(ctx context.Context, d *Device, own map[Verb][]Question) error {
@@ -225,7 +259,7 @@ func (a *asking) publish(ctx context.Context, d *Device, questions []Question, r
 		if a.observer != nil {
 			answer = seenOrNot(a.observer, payloads[i])
 		}
-		a.report.Add(q, answer)
+		a.add(q, answer)
 	}
 	if retain {
 		return a.forget(questions)
@@ -244,7 +278,9 @@ func seenOrNot(c *client, payload string) Answer {
 // without a word.
 func (a *asking) wills(ctx context.Context, d *Device, questions []Question) error {
 	if a.observer == nil {
-		a.report.Unknown += len(questions)
+		for _, q := range questions {
+			a.add(q, Unknown)
+		}
 		return nil
 	}
 	payloads := make([]string, len(questions))
@@ -267,7 +303,7 @@ func (a *asking) wills(ctx context.Context, d *Device, questions []Question) err
 		a.observer.settle(want, 2*a.quiet())
 	}
 	for i, q := range questions {
-		a.report.Add(q, seenOrNot(a.observer, payloads[i]))
+		a.add(q, seenOrNot(a.observer, payloads[i]))
 	}
 	return nil
 }
@@ -290,7 +326,7 @@ func (a *asking) subscriptions(ctx context.Context, d *Device, subscribe, receiv
 		if err := ask(q); err != nil {
 			return err
 		}
-		a.report.Add(q, map[bool]Answer{true: Allowed, false: Denied}[granted[q.Topic]])
+		a.add(q, map[bool]Answer{true: Allowed, false: Denied}[granted[q.Topic]])
 	}
 	for _, q := range receive {
 		if err := ask(q); err != nil {
@@ -316,21 +352,26 @@ func (a *asking) subscriptions(ctx context.Context, d *Device, subscribe, receiv
 func (a *asking) receive(ctx context.Context, d *Device, c *client, granted map[string]bool, questions []Question) error {
 	payloads := make([]string, len(questions))
 	var want []string
+	var all []message
 	for i, q := range questions {
-		sender, done, err := a.sender(ctx, d, q.Topic)
-		if err != nil {
-			return err
+		sent := message{topic: q.Topic, payload: []byte(a.payload())}
+		if a.observer == nil {
+			if ok, err := a.instead(ctx, d, sent); err != nil {
+				return err
+			} else if !ok {
+				continue
+			}
+		} else {
+			all = append(all, sent)
 		}
-		if sender == nil {
-			continue
-		}
-		payloads[i] = a.payload()
-		if _, err := sender.publish(message{topic: q.Topic, payload: []byte(payloads[i])}); err != nil {
-			return fmt.Errorf("publishing to %q: %w", q.Topic, err)
-		}
-		done()
+		payloads[i] = string(sent.payload)
 		if q.Want {
 			want = append(want, payloads[i])
+		}
+	}
+	if a.observer != nil {
+		if err := a.observe(all); err != nil {
+			return fmt.Errorf("observer: publishing: %w", err)
 		}
 	}
 	if len(questions) > 0 {
@@ -347,7 +388,7 @@ func (a *asking) receive(ctx context.Context, d *Device, c *client, granted map[
 		if c.has(retained(q.Topic)) {
 			answer = Allowed
 		}
-		a.report.Add(q, answer)
+		a.add(q, answer)
 	}
 	if !c.alive() {
 		return errEnded
@@ -355,23 +396,23 @@ func (a *asking) receive(ctx context.Context, d *Device, c *client, granted map[
 	return nil
 }
 
-// sender returns somebody other than d who may publish to a topic, or nil.
-func (a *asking) sender(ctx context.Context, d *Device, name string) (*client, func(), error) {
-	if a.observer != nil {
-		return a.observer, func() {}, nil
-	}
+// instead sends a message in the name of a device other than d that may, and reports
+// whether there is one.
+func (a *asking) instead(ctx context.Context, d *Device, m message) (bool, error) {
 	for i := range a.devices {
 		o := &a.devices[i]
-		if o.ID() == d.ID() || !a.reachable(o) || !o.Policy.Decide(o.Subject, topic.Publish, topic.Name(name)).Allowed {
+		if o.ID() == d.ID() || !a.reachable(o) || !o.Policy.Decide(o.Subject, topic.Publish, topic.Name(m.topic)).Allowed {
 			continue
 		}
 		c, err := a.login(ctx, o, nil)
 		if err != nil {
-			return nil, nil, fmt.Errorf("publishing as %s: %w", o.ID(), err)
+			return false, fmt.Errorf("publishing as %s: %w", o.ID(), err)
 		}
-		return c, c.close, nil
+		defer c.close()
+		_, err = c.publish(m)
+		return err == nil, nil //nolint:nilerr // it may not after all, which is asked elsewhere
 	}
-	return nil, func() {}, nil
+	return false, nil
 }
 
 // retained is the payload of the message that is kept on a topic while the questions
@@ -392,14 +433,16 @@ func (a *asking) keep(questions []Question, payload func(name string) string) er
 		return nil
 	}
 	done := map[string]bool{}
+	var all []message
 	for _, q := range questions {
 		if q.Verb != Receive && q.Verb != Retain || done[q.Topic] || a.Skip != nil && a.Skip(q) != "" {
 			continue
 		}
 		done[q.Topic] = true
-		if _, err := a.observer.publish(message{topic: q.Topic, payload: []byte(payload(q.Topic)), retain: true}); err != nil {
-			return fmt.Errorf("observer: retaining a message on %q: %w", q.Topic, err)
-		}
+		all = append(all, message{topic: q.Topic, payload: []byte(payload(q.Topic)), retain: true})
+	}
+	if err := a.observe(all); err != nil {
+		return fmt.Errorf("observer: retaining messages: %w", err)
 	}
 	return nil
 }
@@ -413,7 +456,7 @@ func (a *asking) doors(ctx context.Context) error {
 		q := Question{Device: d.ID(), Verb: Connect, Topic: what}
 		c, err := a.dial(ctx, address, nil, l)
 		if refused, ok := errors.AsType[*RefusedError](err); ok && refused != nil {
-			a.report.Add(q, Denied)
+			a.add(q, Denied)
 			return nil
 		}
 		if err != nil {
@@ -421,7 +464,7 @@ func (a *asking) doors(ctx context.Context) error {
 		}
 		// TLS 1.3 lets a client speak before it hears that its certificate is refused.
 		c.settle(nil, a.quiet())
-		a.report.Add(q, map[bool]Answer{true: Allowed, false: Denied}[c.alive()])
+		a.add(q, map[bool]Answer{true: Allowed, false: Denied}[c.alive()])
 		c.drop()
 		return nil
 	}
@@ -473,7 +516,7 @@ func (a *asking) takeovers(ctx context.Context) error {
 		} else if refused, ok := errors.AsType[*RefusedError](err); !ok || refused == nil {
 			return err
 		}
-		a.report.Add(Question{Device: d.ID(), Verb: Connect, Topic: "in place of " + victim.ID()}, map[bool]Answer{true: Denied, false: Allowed}[own.alive()])
+		a.add(Question{Device: d.ID(), Verb: Connect, Topic: "in place of " + victim.ID()}, map[bool]Answer{true: Denied, false: Allowed}[own.alive()])
 		own.drop()
 	}
 	return nil

@@ -2,11 +2,13 @@ package proof
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -72,7 +74,7 @@ func (b *Broker) dial(ctx context.Context, address string, cert *tls.Certificate
 		return nil, &RefusedError{Err: err}
 	}
 	c := &client{
-		conn: conn, codec: codec3{}, patient: b.patience(), answers: make(chan frame, 16), ended: make(chan struct{}), seen: map[string]bool{}, last: time.Now(),
+		conn: conn, codec: codec3{}, patient: b.patience(), answers: make(chan frame, 2*window), ended: make(chan struct{}), seen: map[string]bool{}, last: time.Now(),
 	}
 	if b.Version == 5 {
 		c.codec = codec5{}
@@ -112,7 +114,7 @@ func (c *client) listen(r *bufio.Reader) {
 			c.seen[string(f.msg.payload)], c.last = true, time.Now()
 			c.mu.Unlock()
 			if f.msg.id != 0 {
-				if c.write(func() error { return c.codec.ack(c.conn, f.msg.id) }) != nil {
+				if c.write(func(w io.Writer) error { return c.codec.ack(w, f.msg.id) }) != nil {
 					return
 				}
 			}
@@ -128,13 +130,20 @@ func (c *client) listen(r *bufio.Reader) {
 	}
 }
 
-func (c *client) write(fn func() error) error {
+// write sends one packet as one TLS record: of two, a broker answers the second
+// only after a delayed acknowledgement, 40 ms later.
+func (c *client) write(encode func(w io.Writer) error) error {
+	var packet bytes.Buffer
+	if err := encode(&packet); err != nil {
+		return err
+	}
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	if err := c.conn.SetWriteDeadline(time.Now().Add(c.patient)); err != nil {
 		return err
 	}
-	return fn()
+	_, err := c.conn.Write(packet.Bytes())
+	return err
 }
 
 // errEnded reports a session that the broker has ended.
@@ -178,17 +187,54 @@ func (c *client) id() uint16 {
 // publish sends a message with QoS 1 and returns the code that acknowledges it.
 func (c *client) publish(m message) (byte, error) {
 	m.id = c.id()
-	if err := c.write(func() error { return c.codec.publish(c.conn, m) }); err != nil {
+	if err := c.write(func(w io.Writer) error { return c.codec.publish(w, m) }); err != nil {
 		return 0, errEnded
 	}
 	f, err := c.wait(m.id)
 	return f.code, err
 }
 
+// window is how many messages publishAll has on the way. A broker that sends a message
+// and an acknowledgement to one peer in two small segments has to wait for ours
+// between them, which takes 40 ms unless there is more on the way.
+const window = 16
+
+// publishAll sends messages with QoS 1 and returns when all are acknowledged.
+func (c *client) publishAll(messages []message) error {
+	open := map[uint16]bool{}
+	timeout := time.NewTimer(c.patient)
+	defer timeout.Stop()
+	collect := func(left int) error {
+		for len(open) > left {
+			select {
+			case f := <-c.answers:
+				delete(open, f.id)
+				timeout.Reset(c.patient)
+			case <-c.ended:
+				return errEnded
+			case <-timeout.C:
+				return errSilent
+			}
+		}
+		return nil
+	}
+	for _, m := range messages {
+		m.id = c.id()
+		open[m.id] = true
+		if err := c.write(func(w io.Writer) error { return c.codec.publish(w, m) }); err != nil {
+			return errEnded
+		}
+		if err := collect(window - 1); err != nil {
+			return err
+		}
+	}
+	return collect(0)
+}
+
 // subscribe returns the code of SUBACK.
 func (c *client) subscribe(filter string) (byte, error) {
 	id := c.id()
-	if err := c.write(func() error { return c.codec.subscribe(c.conn, id, filter) }); err != nil {
+	if err := c.write(func(w io.Writer) error { return c.codec.subscribe(w, id, filter) }); err != nil {
 		return 0, errEnded
 	}
 	f, err := c.wait(id)
@@ -245,7 +291,7 @@ func (c *client) alive() bool {
 
 // close ends the session as a client should.
 func (c *client) close() {
-	_ = c.write(func() error { return c.codec.disconnect(c.conn) })
+	_ = c.write(c.codec.disconnect)
 	_ = c.conn.Close()
 	<-c.ended
 }

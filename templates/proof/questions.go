@@ -21,7 +21,7 @@ func Questions(devices []Device) []Question {
 			publish := d.Policy.Decide(d.Subject, topic.Publish, topic.Name(name)).Allowed
 			ask(Publish, name, publish)
 			ask(Receive, name, d.Policy.Decide(d.Subject, topic.Receive, topic.Name(name)).Allowed)
-			if n%8 == 0 || publish && n%2 == 0 { // they cost a connection each
+			if n%16 == 0 || publish && n%4 == 0 { // they cost a connection each
 				ask(Will, name, publish)
 				ask(Retain, name, publish)
 			}
