@@ -16,7 +16,7 @@ import (
 
 const (
 	maxFile  = 256 << 20 // bytes of one file: an access list of some million rules
-	maxSame  = 20        // findings of one rule in one file
+	maxSame  = 20        // findings of one rule in one file; one, if it is only a note
 	maxFiles = 1000      // in a directory that is included
 )
 
@@ -32,13 +32,14 @@ type audit struct {
 	same  map[[2]string]int // findings by rule and file
 	last  map[[2]string]int // index of the last of them
 	seen  map[string]bool   // what Checked and Unknown have
+	files map[string]bool   // that were read
 	trust []certificate     // CA certificates for clients, to check CRLs with
 }
 
 func newAudit(src fs.FS, o FileOptions) *audit {
 	a := &audit{
 		src: src, opts: o, now: o.Now(), table: map[string]Rule{},
-		same: map[[2]string]int{}, last: map[[2]string]int{}, seen: map[string]bool{},
+		same: map[[2]string]int{}, last: map[[2]string]int{}, seen: map[string]bool{}, files: map[string]bool{},
 		rep: Report{Findings: []Finding{}, Checked: []string{}, Unknown: []string{}},
 	}
 	for _, r := range Rules() {
@@ -58,16 +59,24 @@ type place struct {
 // times.
 func (a *audit) add(id ruleID, at place, format string, args ...any) {
 	key := [2]string{string(id), at.file}
+	r := a.table[string(id)]
 	a.same[key]++
-	if a.same[key] > maxSame {
+	if a.same[key] > most(r.Severity) {
 		return
 	}
-	r := a.table[string(id)]
 	a.last[key] = len(a.rep.Findings)
 	a.rep.Findings = append(a.rep.Findings, Finding{
 		Rule: string(id), Severity: r.Severity, Title: r.Title, Why: r.Why, Fix: r.Fix,
 		Detail: fmt.Sprintf(format, args...), File: at.file, Line: at.line,
 	})
+}
+
+// most is how many findings of a rule are reported of one file.
+func most(s Severity) int {
+	if s == Note {
+		return 1
+	}
+	return maxSame
 }
 
 func (a *audit) checked(what string) { a.tell(&a.rep.Checked, what) }
@@ -86,8 +95,8 @@ func (a *audit) tell(list *[]string, what string) {
 // report puts the findings in order and says how many were left out.
 func (a *audit) report() Report {
 	for key, n := range a.same {
-		if n > maxSame {
-			a.rep.Findings[a.last[key]].Detail += fmt.Sprintf("; and %d more like it in this file", n-maxSame)
+		if most := most(a.table[key[0]].Severity); n > most {
+			a.rep.Findings[a.last[key]].Detail += fmt.Sprintf("; and %d more like it in this file", n-most)
 		}
 	}
 	slices.SortStableFunc(a.rep.Findings, func(x, y Finding) int {
@@ -101,6 +110,7 @@ var errTooLarge = errors.New("file is too large")
 
 // read reads a file of src.
 func (a *audit) read(name string) ([]byte, error) {
+	a.files[name] = true
 	f, err := a.src.Open(name)
 	if err != nil {
 		return nil, err

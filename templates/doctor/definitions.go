@@ -157,7 +157,7 @@ func (r *rabbit) topicPattern(user, direction, pattern string, where *jsonIndex)
 	}
 	pattern = strings.NewReplacer("{username}", "x", "{vhost}", "x").Replace(pattern)
 	switch {
-	case matches(pattern, "doctor.asks.3f9c") && matches(pattern, "q"):
+	case matches(pattern, "doctor.asks.3f9c", "q"):
 		id := ruleWildcard
 		if direction == "read" {
 			id = ruleWildcardRead
@@ -168,9 +168,12 @@ func (r *rabbit) topicPattern(user, direction, pattern string, where *jsonIndex)
 	}
 }
 
-// matches reports whether a pattern matches somewhere in text. Patterns are PCRE;
-// those that Go does not know match nothing here.
-func matches(pattern, text string) bool {
+// matches reports whether a pattern matches somewhere in each of the texts. Patterns
+// are PCRE; those that Go does not know match nothing here.
+func matches(pattern string, texts ...string) bool {
 	re, err := regexp.Compile(pattern)
-	return err == nil && pattern != "" && re.MatchString(text)
+	if err != nil || pattern == "" {
+		return false
+	}
+	return !slices.ContainsFunc(texts, func(t string) bool { return !re.MatchString(t) })
 }

@@ -138,7 +138,13 @@ func Files(src fs.FS, name string, o FileOptions) (Report, error) {
 	if !ok {
 		return Report{}, fmt.Errorf("kind %.32q: %w", kind, ErrUnknownKind)
 	}
+	clear(a.files)
 	run(a, file, text)
+	for _, other := range names {
+		if other != file && !a.files[other] {
+			a.unknown("what %s says: it is beside the configuration, which does not name it", other)
+		}
+	}
 	return a.report(), nil
 }
 

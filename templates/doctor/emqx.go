@@ -15,6 +15,9 @@ import (
 func auditEMQX(a *audit, file string, text []byte) {
 	root := readTree(file, text)
 	a.unknown("what data/configs/cluster.hocon and EMQX_ environment variables change")
+	for _, inc := range root.all("include") {
+		a.unknown("what the included file %.128q says", inc.text())
+	}
 	for _, kind := range []string{"tcp", "ws"} {
 		def := root.get("listeners", kind, "default")
 		if def == nil {

@@ -126,10 +126,15 @@ func (a *audit) hivePlain() bool {
 			continue
 		}
 		var c struct {
-			Type string `xml:"password-type"`
+			XMLName xml.Name `xml:"extension-configuration"`
+			Type    string   `xml:"password-type"`
+			Next    string   `xml:"next-extension-instead-of-fail"`
 		}
-		if text, err := a.read(name); err == nil && xml.Unmarshal(text, &c) == nil && c.Type != "" {
+		if text, err := a.read(name); err == nil && xml.Unmarshal(text, &c) == nil {
 			a.checked(name)
+			if yes(strings.TrimSpace(c.Next)) {
+				a.add(ruleNextExtension, place{name, 0}, "next-extension-instead-of-fail is true")
+			}
 			return strings.TrimSpace(c.Type) == "PLAIN"
 		}
 	}

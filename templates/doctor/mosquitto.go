@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/pbkdf2"
 	"crypto/sha512"
 	"encoding/base64"
@@ -67,11 +68,11 @@ func auditMosquitto(a *audit, file string, text []byte) {
 	for _, l := range c.listeners {
 		a.mqListener(l)
 		if split {
-			a.mqSecurity(l, l)
+			a.mqSecurity(&c.general, l, l)
 		}
 	}
 	if !split {
-		a.mqSecurity(&c.general, c.listeners...)
+		a.mqSecurity(&c.general, &c.general, c.listeners...)
 	}
 }
 
@@ -199,8 +200,9 @@ func (a *audit) mqCertificates(l *mqSection, port string) {
 }
 
 // mqSecurity audits who may connect and what they may do: the options of s, which
-// hold for listeners.
-func (a *audit) mqSecurity(s *mqSection, listeners ...*mqSection) {
+// hold for listeners, and the plugins of 2.1 that hold for all.
+func (a *audit) mqSecurity(general, s *mqSection, listeners ...*mqSection) {
+	pluginOption := func(key string) option { return cmp.Or(s.get(key), general.get(key)) }
 	anonymous := s.get("allow_anonymous")
 	for _, l := range listeners {
 		if o := l.get("listener_allow_anonymous"); o.value == "true" {
@@ -212,21 +214,21 @@ func (a *audit) mqSecurity(s *mqSection, listeners ...*mqSection) {
 	}
 	passwords, acl := s.get("password_file"), s.get("acl_file")
 	decided, dynsec := false, false
-	for _, p := range slices.Concat(s.options["plugin"], s.options["global_plugin"], s.options["auth_plugin"]) {
+	for _, p := range slices.Concat(s.options["plugin"], s.options["auth_plugin"], general.options["global_plugin"]) {
 		switch path.Base(p.value) {
 		case "mosquitto_dynamic_security.so":
 			dynsec = true
 		case "mosquitto_password_file.so":
-			passwords = s.get("plugin_opt_password_file")
+			passwords = pluginOption("plugin_opt_password_file")
 		case "mosquitto_acl_file.so":
-			acl = s.get("plugin_opt_acl_file")
+			acl = pluginOption("plugin_opt_acl_file")
 		default:
 			decided = true
 			a.unknown("whom the plugin %.128q lets in, and what it allows", path.Base(p.value))
 		}
 	}
 	if dynsec {
-		o := s.get("plugin_opt_config_file")
+		o := pluginOption("plugin_opt_config_file")
 		if text, name, ok := a.open("plugin_opt_config_file", o.value, o.at, ruleMissingFile); ok {
 			a.secrets(ruleFileReadable, "the file of the dynamic security plugin", name)
 			a.dynsec(name, text)

@@ -74,6 +74,7 @@ const (
 	rulePlainStore      ruleID = "MQ604-plaintext-store"
 	ruleRefusedFile     ruleID = "MQ801-file-refused"
 	ruleDeadHash        ruleID = "MQ802-hash-of-two-parts"
+	ruleNextExtension   ruleID = "MQ803-next-extension"
 
 	rulePlainEndpoint  ruleID = "MQ901-plaintext-endpoint"
 	ruleUntrusted      ruleID = "MQ902-untrusted-chain"
@@ -259,7 +260,10 @@ func Rules() []Rule {
 			"Mend the file; keep a locked user in it."},
 		{string(ruleDeadHash), Warning, "A password hash has two parts",
 			"The file is accepted, and the user never logs in.",
-			"SALT:ITERATIONS:HASH"},
+			"Write SALT:ITERATIONS:HASH."},
+		{string(ruleNextExtension), Error, "Who is refused is handed on to the next extension",
+			"With next-extension-instead-of-fail a client that the file does not let in is let in by whichever other extension does.",
+			"Set next-extension-instead-of-fail to false."},
 
 		{string(rulePlainEndpoint), Error, "The endpoint answers MQTT without TLS",
 			"Whoever is on the way reads user names, passwords and messages, and can change them.",
@@ -271,7 +275,7 @@ func Rules() []Rule {
 			"Devices that check refuse it.",
 			"Put the name that devices use into the certificate as a subject alternative name."},
 		{string(ruleAnonymousReads), Error, "A client without a name may subscribe to everything",
-			"Everybody hears the whole fleet, or what the broker says about itself.",
+			"Everybody hears the whole fleet, or what the broker says about itself. (Mosquitto grants every subscription and filters what it delivers: there the access list decides.)",
 			"Switch anonymous access off, and write access rules."},
 	}
 }
