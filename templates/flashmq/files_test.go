@@ -16,7 +16,8 @@ import (
 	"github.com/imprint-iot/imprint/templates/targettest"
 )
 
-// Lines that FlashMQ has accepted for the password "correct horse".
+// Lines of Mosquitto's password file, which FlashMQ reads, for the password "correct
+// horse".
 const (
 	vector6 = "dev-1:$6$AAECAwQFBgcICQoL$5W8GCQ9GLgmhmQvoa8jmRaPnsh82mRigdSv6mQsK0sMIII/WznlQb1g+RWddfoAKTMzBJP1deJU+Rp/1QZ0zZg=="
 	vector7 = "dev-1:$7$101$AAECAwQFBgcICQoL$lp0Cm29zl+CI/RXyXDKvLye7OxM3OuE6RMzgXTX/f3imS/pFh2Ur7yarLDpKRUKpB0tOj6l0UrRv41zqxmD4tg=="

@@ -80,7 +80,7 @@ func (target) Capabilities() templates.Capabilities {
 		CRL:                 false,
 		LiveKick:            false,
 
-		Limits: "none found; every thread of the broker holds a copy of both files",
+		Limits: "every thread of the broker holds a copy of both files: 140 MiB for the rules of 100,000 devices",
 		RevocationLatency: "without rights after 2 s, a live session too; no new session with a password after 2 s; " +
 			"a certificate opens a session without rights until it expires: there is no CRL",
 	}
@@ -162,7 +162,11 @@ func check(v templates.View, s *templates.Setting, out *templates.Output) error 
 	for _, c := range v.CRLs() {
 		revoked += c.Entries
 	}
-	out.Warn(fmt.Sprintf(`FlashMQ reads no CRL: %d revoked certificates are let in, without rights if their devices are revoked; form %q asks for a password as well`, revoked, Both))
+	text := fmt.Sprintf(`FlashMQ reads no CRL: revoked certificates are let in, without rights if their devices are revoked, and %d are on the CRLs now`, revoked)
+	if s.Form != Both {
+		text += fmt.Sprintf("; form %q asks for a password as well", Both)
+	}
+	out.Warn(text)
 	if s.Form != Both {
 		return nil
 	}
