@@ -139,7 +139,9 @@ func (a *audit) find(ref string) (name string, missing bool) {
 	}
 	ref = strings.ReplaceAll(ref, `\`, "/")
 	if !path.IsAbs(ref) {
-		for _, dir := range []string{a.dir, "."} {
+		// From where the broker was started, which is not known: beside the
+		// configuration, or beside the folder it is in (etc/acl.conf).
+		for _, dir := range []string{a.dir, path.Dir(a.dir), "."} {
 			if name := path.Join(dir, ref); a.exists(name) {
 				return name, false
 			}
@@ -147,7 +149,7 @@ func (a *audit) find(ref string) (name string, missing bool) {
 		if a.opts.Root == "" {
 			return a.bySuffix(ref), false
 		}
-		return "", true
+		return "", false
 	}
 	if a.opts.Root == "" {
 		return a.bySuffix(ref), false

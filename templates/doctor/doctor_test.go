@@ -220,3 +220,19 @@ func TestWhatCannotBeRead(t *testing.T) {
 		t.Errorf("an empty directory: %v", err)
 	}
 }
+
+// TestRelativePaths: they start where the broker was started, which nobody knows, so
+// a file that is not found is not missing.
+func TestRelativePaths(t *testing.T) {
+	src := fstest.MapFS{
+		"opt/vernemq/etc/vernemq.conf": {Data: []byte("vmq_acl.acl_file = ./etc/vmq.acl\nvmq_passwd.password_file = ./data/vmq.passwd\n")},
+		"opt/vernemq/etc/vmq.acl":      {Data: []byte("user a\ntopic #\n")},
+	}
+	r, err := doctor.Files(src, "opt/vernemq/etc/vernemq.conf", doctor.FileOptions{Root: "/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := found(r); !slices.Equal(got, []string{"MQ004", "MQ012"}) || len(r.Unknown) != 1 {
+		t.Errorf("found %v\n%s", got, dump(r))
+	}
+}

@@ -91,14 +91,28 @@ func (p *probe) run() error {
 			code, err = p.connect(conn, mqtt.Login{})
 		}
 	}
-	var alert *net.OpError // how crypto/tls tells of an alert of the peer
-	if p.requested && errors.As(err, &alert) && alert.Op == "remote error" {
+	if err != nil && p.requested && p.required() {
 		p.checked("a client certificate: it is required")
 		p.unknown("whom it lets in with a certificate, and what it allows them")
 		return nil
 	}
 	p.logins(conn, code, err)
 	return nil
+}
+
+// required reports whether the server ends a handshake without a client certificate
+// with an alert. In TLS 1.3 it comes after our part is over: a CONNECT that crosses
+// it may be answered by a reset of the connection, so nothing is sent here.
+func (p *probe) required() bool {
+	conn, err := p.open()
+	if err == nil {
+		if err = conn.SetDeadline(time.Now().Add(p.opts.Timeout)); err == nil {
+			_, err = conn.Read(make([]byte, 1))
+		}
+		_ = conn.Close() // asked and answered
+	}
+	var alert *net.OpError // how crypto/tls tells of an alert of the peer
+	return errors.As(err, &alert) && alert.Op == "remote error"
 }
 
 // logins audits who is let in, given what came of a CONNECT without a name.
