@@ -139,22 +139,21 @@ func validFilter(s string) bool {
 // read when it is registered (any access but write is read), as something to write
 // when it is sent.
 func (e *evaluator) Answer(q proof.Question) (proof.Answer, error) {
-	if q.Verb == proof.Subscribe {
-		return proof.Unknown, nil // always granted, whatever is delivered then
+	read, write := e.permission(q.Device, strings.Split(q.Topic, "/"))
+	allowed := false
+	switch q.Verb {
+	case proof.Publish, proof.Retain:
+		allowed = write
+	case proof.Receive:
+		allowed = read
+	case proof.Will:
+		allowed = read && write
+	case proof.Subscribe, proof.Connect:
+		// A subscription is always granted, whatever is delivered then; and it is
+		// asked what devices do that are connected.
+		return proof.Unknown, nil
 	}
-	allowed := e.open
-	if !allowed {
-		read, write := e.permission(q.Device, strings.Split(q.Topic, "/"))
-		switch q.Verb {
-		case proof.Publish, proof.Retain:
-			allowed = write
-		case proof.Receive:
-			allowed = read
-		case proof.Will:
-			allowed = read && write
-		}
-	}
-	if allowed {
+	if allowed || e.open {
 		return proof.Allowed, nil
 	}
 	return proof.Denied, nil

@@ -187,6 +187,8 @@ func (e *evaluator) Answer(q proof.Question) (proof.Answer, error) {
 		allowed = anyMatch(words, e.everybody.write) || anyMatch(words, mine.write)
 	case proof.Subscribe:
 		allowed = anyMatch(words, e.everybody.read) || anyMatch(words, mine.read)
+	case proof.Connect:
+		return proof.Unknown, nil // it is asked what devices do that are connected
 	case proof.Receive:
 		allowed = reached(words, e.everybody.read) || reached(words, mine.read)
 	}

@@ -180,6 +180,13 @@ func readRows(src fs.FS) iter.Seq2[templates.Entry, error] {
 	}
 }
 
+// listsOf yields the two lists of a row with what they allow.
+func listsOf(publish, receive string) iter.Seq2[string, topic.Action] {
+	return func(yield func(string, topic.Action) bool) {
+		_ = yield(publish, topic.Publish) && yield(receive, topic.Receive)
+	}
+}
+
 func parseRow(line []byte, n int) (templates.Entry, error) {
 	var e templates.Entry
 	rest, ok := bytes.CutSuffix(line[len(rowHead):], []byte(rowTail))
@@ -200,9 +207,9 @@ func parseRow(line []byte, n int) (templates.Entry, error) {
 		return e, &lineError{SQLName, n, "want a hash of bcrypt 2a"}
 	}
 	e.ID, e.Verifiers = id, []inventory.Verifier{{Scheme: inventory.Bcrypt, Hash: []byte(field[1])}}
-	for i, a := range []topic.Action{topic.Publish, topic.Receive} {
+	for text, a := range listsOf(field[2], field[3]) {
 		var list []pattern
-		d := json.NewDecoder(strings.NewReader(field[2+i]))
+		d := json.NewDecoder(strings.NewReader(text))
 		d.DisallowUnknownFields()
 		if err := d.Decode(&list); err != nil || list == nil || d.More() {
 			return e, &lineError{SQLName, n, `want a list of {"pattern": FILTER}`}

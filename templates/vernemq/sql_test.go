@@ -58,7 +58,7 @@ func TestSQL(t *testing.T) {
 	if err := os.WriteFile(script, []byte(sqliteScript), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "python3", append([]string{script}, files...)...) //nolint:gosec // of this test
+	cmd := exec.CommandContext(t.Context(), "python3", append([]string{script}, files...)...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
