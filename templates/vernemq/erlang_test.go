@@ -26,7 +26,7 @@ main([Passwd, Acl, User, Password]) ->
     {_, S, H} = lists:keyfind(list_to_binary(User), 1, Users),
     H = base64:encode(crypto:hash(sha512, [Password, S])),
     {ok, A} = file:read_file(Acl),
-    {_, N} = lists:foldl(fun line/2, {none, 0}, whole_lines(A)),
+    {_, N} = lists:foldl(fun(L, Acc) -> line(L, Acc) end, {none, 0}, whole_lines(A)),
     io:format("~b users, ~b rules~n", [length(Users), N]).
 
 line(<<"user ", Name/binary>>, {_, N}) -> {Name, N};
