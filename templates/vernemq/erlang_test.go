@@ -42,7 +42,7 @@ whole_lines(B) ->
 // An export reads in Erlang as it does in Go.
 func TestErlang(t *testing.T) {
 	if _, err := exec.LookPath("escript"); err != nil {
-		t.Fatal("there is no escript: apt-get install erlang-base")
+		t.Fatal("there is no escript: apt-get install erlang-base erlang-crypto")
 	}
 	f := small(t)
 	dir := t.TempDir()
