@@ -15,6 +15,7 @@ const (
 	PathTrustBundle  = "/v1/trust-bundle"
 	PathWhoami       = "/v1/whoami"
 	PathOpenAPI      = "/v1/openapi.yaml"
+	PathWebhook      = "/v1/webhook/" // and a dialect, and what it asks
 	PathEST          = "/.well-known/est"
 )
 
@@ -115,4 +116,41 @@ type Pending struct {
 // RenewAfter is when a certificate should be renewed: after 2/3 of its life.
 func RenewAfter(notBefore, notAfter time.Time) time.Time {
 	return notBefore.Add(notAfter.Sub(notBefore) / 3 * 2)
+}
+
+// A WebhookConnect asks whether a client may connect, at PathWebhook +
+// "json/connect". What the client did not say is empty; ClientID is what the session
+// will have.
+type WebhookConnect struct {
+	ClientID string `json:"clientId"`
+	Username string `json:"username,omitempty"`
+	Password string `json:"password,omitempty"`
+
+	// Of the certificate that the broker has verified. Certificate is PEM; Serial is
+	// hexadecimal.
+	CommonName  string `json:"commonName,omitempty"`
+	Certificate string `json:"certificate,omitempty"`
+	Serial      string `json:"serial,omitempty"`
+}
+
+// A WebhookAllowed is the answer to a client that may connect. A denial has Allowed
+// alone, which is false.
+type WebhookAllowed struct {
+	Allowed bool       `json:"allowed"`
+	Device  string     `json:"device"`
+	Profile string     `json:"profile"`
+	Group   string     `json:"group,omitempty"`
+	Publish []string   `json:"publish"` // topic filters
+	Receive []string   `json:"receive"`
+	Expires *time.Time `json:"expires,omitempty"` // of the certificate
+}
+
+// A WebhookAccess asks whether a client may do something, at PathWebhook +
+// "json/access". The answer is WebhookAllowed with Allowed alone.
+type WebhookAccess struct {
+	ClientID   string `json:"clientId"`
+	Username   string `json:"username,omitempty"`
+	CommonName string `json:"commonName,omitempty"`
+	Action     string `json:"action"` // "publish", "subscribe" or "receive"
+	Topic      string `json:"topic"`  // a name, or for subscribe a filter
 }

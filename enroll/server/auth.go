@@ -95,8 +95,8 @@ func (s *Server) refuse(c *call, err error) error {
 		}
 		return err
 	}
-	if c.who.Role() == inventory.StationRole {
-		return nil // a line of devices is behind it, and its token says how many in a minute
+	if c.who.Role() == inventory.StationRole || c.route.no != nil {
+		return nil // many devices are behind it; a station's token says how many in a minute
 	}
 	return s.limits.Load().identity(c.who.Name())
 }

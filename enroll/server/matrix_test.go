@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -119,7 +120,8 @@ func TestRoleMatrix(t *testing.T) {
 		}
 		tokens[r] = f.Token(tok)
 	}
-	names := server.RouteNames(f.Server)
+	// A webhook tells nobody why it denies: see TestWebhookFails.
+	names := slices.DeleteFunc(server.RouteNames(f.Server), func(n string) bool { return strings.Contains(n, api.PathWebhook) })
 	if len(names) != len(roleMatrix) {
 		t.Errorf("%d routes, the matrix has %d", len(names), len(roleMatrix))
 	}

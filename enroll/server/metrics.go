@@ -20,6 +20,7 @@ type metrics struct {
 	crlFails *prometheus.CounterVec
 	ocsp     *prometheus.CounterVec
 
+	decisions     *prometheus.CounterVec
 	conflicts     prometheus.Counter
 	roaming       prometheus.Counter
 	brokerUp      *prometheus.GaugeVec
@@ -49,6 +50,9 @@ func newMetrics() *metrics {
 		ocsp: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "imprint_ocsp_answers_total", Help: "OCSP answers by status; error is a request that cannot be read.",
 		}, []string{"status", "signed"}),
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "imprint_broker_decisions_total", Help: "What brokers asked about clients, by the answer: allowed or denied.",
+		}, []string{"answer"}),
 		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "imprint_device_conflicts_total", Help: "Certificates shown that were replaced by one in use: two hold keys of one device. Alarm.",
 		}),
@@ -66,7 +70,7 @@ func newMetrics() *metrics {
 			Buckets: []float64{.05, .1, .2, .5, 1, 2, 5, 10, 30},
 		}),
 	}
-	m.registry.MustRegister(m.requests, m.seconds, m.issued, m.crlAge, m.crlFails, m.ocsp, m.conflicts, m.roaming, m.brokerUp, m.brokerCRL, m.brokerSeconds)
+	m.registry.MustRegister(m.requests, m.seconds, m.issued, m.crlAge, m.crlFails, m.ocsp, m.decisions, m.conflicts, m.roaming, m.brokerUp, m.brokerCRL, m.brokerSeconds)
 	return m
 }
 
@@ -93,4 +97,13 @@ func (s *Server) metricsHandler() http.Handler {
 		mux.Handle(rt.method+" "+rt.pattern, s.serve(&rt))
 	}
 	return mux
+}
+
+// decided counts an answer to a broker.
+func (m *metrics) decided(allowed bool) {
+	answer := "denied"
+	if allowed {
+		answer = "allowed"
+	}
+	m.decisions.WithLabelValues(answer).Inc()
 }

@@ -112,6 +112,11 @@ func isA[E error](err error) bool {
 
 // fail tells a peer of an error, and the log of all of it.
 func (c *call) fail(err error) {
+	if errors.Is(err, errNo) {
+		c.code = "denied"
+		c.route.no(c)
+		return
+	}
 	p := toProblem(err)
 	p.detail = api.Redact(p.detail)
 	c.code = p.code
@@ -121,6 +126,10 @@ func (c *call) fail(err error) {
 		c.srv.log.Error("request failed", slog.Any("route", c.route.pattern), slog.String("err", text))
 	} else {
 		c.srv.log.Debug("request refused", slog.Any("route", c.route.pattern), slog.String("err", text))
+	}
+	if c.route.no != nil {
+		c.route.no(c)
+		return
 	}
 	h := c.w.Header()
 	if p.retry > 0 {

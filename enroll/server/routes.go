@@ -39,6 +39,10 @@ type route struct {
 	plain   bool             // also answered over plain HTTP
 	est     bool             // errors are told as EST has it: RFC 8951 §5
 	handle  func(*call) error
+
+	// no answers whatever goes wrong, where an HTTP error would not be a denial:
+	// see webhook.go. Such a route is for a broker, which has a fleet behind it.
+	no func(*call)
 }
 
 // Sizes of bodies, in bytes.
@@ -49,7 +53,7 @@ const (
 
 // table is all that can be asked. The matrix of roles in the tests is made of it.
 func (s *Server) table() []route {
-	return slices.Concat(s.estRoutes(), s.deviceRoutes(), s.operatorRoutes(), s.statusRoutes(), s.healthRoutes())
+	return slices.Concat(s.estRoutes(), s.deviceRoutes(), s.operatorRoutes(), s.statusRoutes(), s.healthRoutes(), s.webhookRoutes())
 }
 
 // A call is one request on its way through a route.
@@ -63,6 +67,8 @@ type call struct {
 	user  string // of HTTP Basic
 	body  []byte
 	code  string // of the problem, for the log; empty if there was none
+
+	reason string // why a broker was denied, for the log
 }
 
 // handler is the server over TLS, or what of it is answered over plain HTTP.
@@ -120,6 +126,11 @@ func (s *Server) serve(rt *route) http.Handler {
 		began := time.Now()
 		rec := &recorder{ResponseWriter: w, status: http.StatusOK}
 		c := &call{Request: r, w: rec, srv: s, route: rt, peer: enroll.Peer{Addr: remote(r)}}
+		if rt.no != nil {
+			ctx, cancel := context.WithTimeout(r.Context(), webhookTimeout)
+			defer cancel()
+			c.Request = r.WithContext(ctx)
+		}
 		if r.TLS != nil {
 			c.peer.Chain = r.TLS.PeerCertificates
 		}
@@ -148,7 +159,14 @@ func (s *Server) serve(rt *route) http.Handler {
 // admit lets a request through to its handler, or says why not. What costs least
 // is looked at first.
 func (s *Server) admit(c *call) error {
-	if err := s.limits.Load().request(c.peer.Addr); err != nil {
+	if c.route.no != nil {
+		if !c.overLoopback() {
+			return problemf(api.CodeRoleDenied, "a webhook over plain HTTP is for the same host")
+		}
+		if err := s.limits.Load().failing(c.peer.Addr); err != nil {
+			return err
+		}
+	} else if err := s.limits.Load().request(c.peer.Addr); err != nil {
 		return err
 	}
 	if len(c.URL.RawQuery) > 0 {
@@ -232,7 +250,12 @@ func (c *call) answer(status int, mediaType string, body []byte) error {
 
 // context is that of the registrar's work: it outlives the connection, because
 // what has been signed is recorded even if nobody waits for it.
-func (c *call) context() context.Context { return context.WithoutCancel(c.Request.Context()) }
+func (c *call) context() context.Context {
+	if c.route.no != nil {
+		return c.Request.Context() // a question changes nothing, and its answer has to be in time
+	}
+	return context.WithoutCancel(c.Request.Context())
+}
 
 // finish counts and logs a request. The query is not logged, and neither is
 // anything else that a peer could hide a secret in.
@@ -242,7 +265,7 @@ func (s *Server) finish(c *call, rec *recorder, took time.Duration) {
 	switch {
 	case rec.status >= 500:
 		level = slog.LevelError
-	case c.route.plain: // CRLs, OCSP and health: many, and about nobody
+	case c.route.plain: // CRLs, OCSP, health and brokers: many
 		level = slog.LevelDebug
 	}
 	if !s.log.Enabled(c.Request.Context(), level) {
@@ -251,7 +274,7 @@ func (s *Server) finish(c *call, rec *recorder, took time.Duration) {
 	s.log.LogAttrs(c.Request.Context(), level, "request",
 		slog.String("method", c.Method), slog.String("route", c.route.pattern), slog.Int("status", rec.status),
 		slog.String("peer", c.peer.Addr.String()), slog.String("who", c.who.Name()), slog.String("code", c.code),
-		slog.Duration("took", took))
+		slog.String("reason", api.Redact(c.reason)), slog.Duration("took", took))
 }
 
 // A recorder notes the status of an answer.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/imprint-iot/imprint/enroll"
 	"github.com/imprint-iot/imprint/inventory"
+	"github.com/imprint-iot/imprint/inventory/topic"
 )
 
 // ErrProblems reports that devices of a plan cannot be taken over, so that nothing
@@ -201,5 +202,6 @@ func (a *application) device(ctx context.Context, i int, dryRun bool) error {
 // written.
 func refused(err error) bool {
 	_, invalid := errors.AsType[*inventory.InvalidError](err)
-	return invalid || errors.Is(err, inventory.ErrConflict) || errors.Is(err, inventory.ErrNotFound) || errors.Is(err, enroll.ErrDenied)
+	_, unresolved := errors.AsType[*topic.PolicyError](err)
+	return invalid || unresolved || errors.Is(err, inventory.ErrConflict) || errors.Is(err, inventory.ErrNotFound) || errors.Is(err, enroll.ErrDenied)
 }
