@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"net/netip"
+	"net/url"
 	"path"
 	"slices"
 	"strings"
@@ -48,6 +49,10 @@ type Kit struct {
 	// Pick returns the password verifier that the broker reads. Nil: it reads none,
 	// and devices with only a password are left out.
 	Pick func(verifiers []inventory.Verifier) (inventory.Verifier, bool)
+
+	// ServiceForms are the forms that leave decisions to a running imprint: they need
+	// [Options.Service].
+	ServiceForms []string
 
 	// NoNode leaves out the server's certificate, key and addresses: the broker is
 	// somebody else's. NoTrust leaves out the trust bundle as well.
@@ -98,6 +103,15 @@ type Setting struct {
 	PasswordPort    uint16
 	Fleet           string // organization of the certificates
 	TrustDomain     string
+	Service         string // where decisions are made: "https://host:port"; empty: in the broker
+	ServiceToken    string // [A-Za-z0-9_-]; a text that has it, or the stamp beside it, is 0640
+}
+
+// ServiceLogin is the service's URL with the token as a password (RFC 3986 §3.2.1),
+// for brokers that can send no header of their own.
+func (s *Setting) ServiceLogin() string {
+	scheme, host, _ := strings.Cut(s.Service, "://")
+	return scheme + "://broker:" + s.ServiceToken + "@" + host
 }
 
 // Address is where a listener listens: the address, or 0.0.0.0, and the port.
@@ -114,7 +128,7 @@ const stampStart, stampEnd = "imprint/1:", ":imprint"
 // Stamp is the setting as one word of [A-Za-z0-9/:+=]. A file that has it can be
 // read back: it is what this setting makes of the text, or it is not ours.
 func (s *Setting) Stamp() string {
-	fields := []string{s.Version, s.Form, s.Dest, s.Bind, fmt.Sprint(s.CertificatePort), fmt.Sprint(s.PasswordPort), s.Fleet, s.TrustDomain}
+	fields := []string{s.Version, s.Form, s.Dest, s.Bind, fmt.Sprint(s.CertificatePort), fmt.Sprint(s.PasswordPort), s.Fleet, s.TrustDomain, s.Service, s.ServiceToken}
 	return stampStart + base64.StdEncoding.EncodeToString([]byte(strings.Join(fields, "\n"))) + stampEnd
 }
 
@@ -130,10 +144,10 @@ func parseStamp(text []byte) (*Setting, error) {
 	}
 	f := strings.Split(string(raw), "\n")
 	s := &Setting{}
-	if len(f) != 8 {
-		return nil, errors.New("mark of the export: want 8 fields")
+	if len(f) != 10 {
+		return nil, errors.New("mark of the export: want 10 fields")
 	}
-	s.Version, s.Form, s.Dest, s.Bind, s.Fleet, s.TrustDomain = f[0], f[1], f[2], f[3], f[6], f[7]
+	s.Version, s.Form, s.Dest, s.Bind, s.Fleet, s.TrustDomain, s.Service, s.ServiceToken = f[0], f[1], f[2], f[3], f[6], f[7], f[8], f[9]
 	for i, p := range []*uint16{&s.CertificatePort, &s.PasswordPort} {
 		if _, err := fmt.Sscan(f[4+i], p); err != nil {
 			return nil, fmt.Errorf("mark of the export: %w", err)
@@ -149,6 +163,18 @@ func (s *Setting) check() error {
 	if s.Bind != "" {
 		if a, err := netip.ParseAddr(s.Bind); err != nil || a.Zone() != "" {
 			return &inventory.InvalidError{Field: "listening address", Value: s.Bind, Want: "an IP address"}
+		}
+	}
+	if s.Service != "" || s.ServiceToken != "" {
+		u, err := url.Parse(s.Service)
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || s.Service != u.Scheme+"://"+u.Host || strings.ContainsAny(u.Host, "\"'{}$# ") {
+			return &inventory.InvalidError{Field: "service", Value: s.Service, Want: "https:// and a host with a port, and nothing after it"}
+		}
+		if ip, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (err != nil || !ip.IsLoopback()) {
+			return &inventory.InvalidError{Field: "service", Value: s.Service, Want: "https: plain http is for the same host"}
+		}
+		if s.ServiceToken == "" || strings.Trim(s.ServiceToken, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
+			return errors.New("token for the service: want one of the role broker, in its text form")
 		}
 	}
 	if s.CertificatePort == s.PasswordPort {
@@ -231,6 +257,12 @@ func (k *Kit) setting(v View, dest string, o Options) (*Setting, error) {
 		Version: cmp.Or(o.Version, k.Caps.Versions[0]), Form: cmp.Or(o.Form, k.Caps.Forms[0]), Dest: dest, Bind: n.Bind,
 		CertificatePort: cmp.Or(n.CertificatePort, DefaultCertificatePort), PasswordPort: cmp.Or(n.PasswordPort, DefaultPasswordPort),
 		Fleet: v.Fleet().Name, TrustDomain: v.Fleet().TrustDomain,
+	}
+	if slices.Contains(k.ServiceForms, s.Form) {
+		s.Service, s.ServiceToken = o.Service.URL, string(o.Service.Token.Reveal())
+		if s.Service == "" {
+			return nil, &inventory.InvalidError{Field: k.Caps.Name + " form", Value: s.Form, Want: "the URL of a running imprint and a token of the role broker, whom it asks"}
+		}
 	}
 	switch {
 	case !slices.Contains(k.Caps.Versions, s.Version):

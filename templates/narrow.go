@@ -2,8 +2,10 @@ package templates
 
 import (
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
+	"strings"
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/topic"
@@ -32,6 +34,7 @@ func Narrow(v View, t Target) (View, []*InexpressibleError, error) {
 				n.without[p.Name] = make([]bool, len(p.Policy.Rules))
 			}
 			n.without[p.Name][i] = true
+			bad.Rule = strings.Replace(bad.Rule, "rule 1:", fmt.Sprintf("rule %d:", i+1), 1) // it was asked alone
 			dropped = append(dropped, bad)
 		}
 	}

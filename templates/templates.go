@@ -192,6 +192,10 @@ type Options struct {
 	Now         time.Time     // zero means time.Now
 	Warn        func(string)  // told each warning as it comes up; may be nil
 
+	// Service is where the broker asks, in a form that leaves decisions to a running
+	// imprint. Only such a form needs it.
+	Service Service
+
 	// Approximated are the rules that the view is without, because the broker cannot
 	// express them: see [Narrow]. They are named in the manifest.
 	Approximated []*InexpressibleError
@@ -199,6 +203,12 @@ type Options struct {
 	// Passwords are those that whoever exports happens to know. Only a driver of a
 	// running broker that takes no hashes uses them; they are written nowhere.
 	Passwords map[inventory.DeviceID]inventory.Secret
+}
+
+// A Service is a running imprint that answers brokers.
+type Service struct {
+	URL   string           // "https://imprint.example:8443": a scheme, a host and a port
+	Token inventory.Secret // of the role broker, in its text form
 }
 
 // A Summary is what an export came to.
