@@ -184,7 +184,7 @@ func (b *builder) summarize(devices []Device) {
 		b.find(Note, "no-credential", "", place{}, "%s will be registered without a credential: enroll them", count(none, "device"))
 	}
 	if lost > 0 {
-		b.find(Error, "problems", "", place{}, "%s cannot be taken over as they are", count(lost, "device"))
+		b.find(Error, "problems", "", place{}, "%s cannot be taken over as things are", count(lost, "device"))
 	}
 }
 

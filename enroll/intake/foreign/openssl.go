@@ -138,8 +138,9 @@ func indexTime(text string) (time.Time, error) {
 	return when, nil
 }
 
-// commonName finds the last CN of a subject in the form of X509_NAME_oneline, which
-// escapes nothing: a slash ends a value only where TYPE= follows.
+// commonName finds the last CN of a subject in the form of X509_NAME_oneline. OpenSSL 3
+// writes a slash in a value as \/ and a plus as \+; older ones escape neither, so a
+// slash ends a value only where TYPE= follows.
 func commonName(subject string) string {
 	name := ""
 	for rest := subject; ; {
@@ -147,16 +148,23 @@ func commonName(subject string) string {
 		if i < 0 {
 			return name
 		}
-		rest = rest[i+len("/CN="):]
-		end := len(rest)
-		for j := 0; j < len(rest); j++ {
-			if rest[j] == '/' && isAttribute(rest[j+1:]) {
-				end = j
-				break
-			}
-		}
-		name, rest = rest[:end], rest[end:]
+		name, rest = cutValue(rest[i+len("/CN="):])
 	}
+}
+
+// cutValue splits a value from the rest of a subject.
+func cutValue(text string) (value, rest string) {
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		switch {
+		case text[i] == '\\' && i+1 < len(text) && (text[i+1] == '/' || text[i+1] == '+'):
+			i++
+		case text[i] == '/' && isAttribute(text[i+1:]):
+			return b.String(), text[i:]
+		}
+		b.WriteByte(text[i])
+	}
+	return b.String(), ""
 }
 
 // isAttribute reports whether text begins with TYPE=.

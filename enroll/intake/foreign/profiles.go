@@ -39,10 +39,13 @@ func (b *builder) reconstruct(devices []Device) []inventory.Profile {
 	sets := map[string]*ruleSet{}
 	verdicts := map[topic.Rule]verdict{}
 	for i, u := range b.order {
-		if !u.ruled || devices[i].ID == "" && devices[i].Suggest == "" {
+		if !u.ruled {
 			continue
 		}
-		rules := b.rulesOf(u, verdicts)
+		rules := b.rulesOf(u, verdicts) // also of who is not taken over: a wildcard is dangerous now
+		if len(u.problems) > 0 || devices[i].ID == "" {
+			continue
+		}
 		if len(rules) > maxRules {
 			u.problem("has %d rules, a profile at most %d", len(rules), maxRules)
 			b.find(Error, "too-many-rules", u.name, u.at, "has %d rules, a profile has at most %d", len(rules), maxRules)
