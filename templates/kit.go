@@ -109,9 +109,8 @@ type Setting struct {
 
 // ServiceLogin is the service's URL with the token as a password (RFC 3986 §3.2.1),
 // for brokers that can send no header of their own.
-func (s *Setting) ServiceLogin() string {
-	scheme, host, _ := strings.Cut(s.Service, "://")
-	return scheme + "://broker:" + s.ServiceToken + "@" + host
+func (s *Setting) ServiceLogin() (string, error) {
+	return Service{URL: s.Service, Token: inventory.NewSecret([]byte(s.ServiceToken))}.Login()
 }
 
 // Address is where a listener listens: the address, or 0.0.0.0, and the port.
@@ -166,19 +165,27 @@ func (s *Setting) check() error {
 		}
 	}
 	if s.Service != "" || s.ServiceToken != "" {
-		u, err := url.Parse(s.Service)
-		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || s.Service != u.Scheme+"://"+u.Host || strings.ContainsAny(u.Host, "\"'{}$# ") {
-			return &inventory.InvalidError{Field: "service", Value: s.Service, Want: "https:// and a host with a port, and nothing after it"}
-		}
-		if ip, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (err != nil || !ip.IsLoopback()) {
-			return &inventory.InvalidError{Field: "service", Value: s.Service, Want: "https: plain http is for the same host"}
-		}
-		if s.ServiceToken == "" || strings.Trim(s.ServiceToken, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
-			return errors.New("token for the service: want one of the role broker, in its text form")
+		if err := checkService(s.Service, s.ServiceToken); err != nil {
+			return err
 		}
 	}
 	if s.CertificatePort == s.PasswordPort {
 		return &inventory.InvalidError{Field: "ports", Value: s.Bind, Want: "two different ports"}
+	}
+	return nil
+}
+
+func checkService(service, token string) error {
+	u, err := url.Parse(service)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || service != u.Scheme+"://"+u.Host || strings.ContainsAny(u.Host, "\"'{}$#%@ ") {
+		return &inventory.InvalidError{Field: "service", Value: service, Want: "https:// and a host with a port, and nothing after it: the running imprint that is asked"}
+	}
+	if ip, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (err != nil || !ip.IsLoopback()) {
+		return &inventory.InvalidError{Field: "service", Value: service, Want: "https: plain http is for the same host"}
+	}
+	const safe = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
+	if token == "" || strings.Trim(token, safe) != "" {
+		return errors.New("token for the service: want one of the role broker, in its text form")
 	}
 	return nil
 }
@@ -260,8 +267,8 @@ func (k *Kit) setting(v View, dest string, o Options) (*Setting, error) {
 	}
 	if slices.Contains(k.ServiceForms, s.Form) {
 		s.Service, s.ServiceToken = o.Service.URL, string(o.Service.Token.Reveal())
-		if s.Service == "" {
-			return nil, &inventory.InvalidError{Field: k.Caps.Name + " form", Value: s.Form, Want: "the URL of a running imprint and a token of the role broker, whom it asks"}
+		if err := checkService(s.Service, s.ServiceToken); err != nil {
+			return nil, err
 		}
 	}
 	switch {

@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"strings"
 	"time"
 
 	"github.com/imprint-iot/imprint/inventory"
@@ -209,6 +210,18 @@ type Options struct {
 type Service struct {
 	URL   string           // "https://imprint.example:8443": a scheme, a host and a port
 	Token inventory.Secret // of the role broker, in its text form
+}
+
+// Login is the URL with the token as a password (RFC 3986 §3.2.1), for brokers that
+// can send no header of their own. A service that is not one is an
+// [*inventory.InvalidError].
+func (s Service) Login() (string, error) {
+	token := string(s.Token.Reveal())
+	if err := checkService(s.URL, token); err != nil {
+		return "", err
+	}
+	scheme, host, _ := strings.Cut(s.URL, "://")
+	return scheme + "://broker:" + token + "@" + host, nil
 }
 
 // A Summary is what an export came to.

@@ -95,6 +95,7 @@ type view struct {
 	crls  []templates.CRL
 	node  templates.Node
 	held  []held // in the order of IDs
+	asks  bool   // a running imprint: no device leaves a trace
 }
 
 // held is a device, with its rights as they are in the file.
@@ -136,8 +137,11 @@ func (v *view) Entries() iter.Seq2[templates.Entry, error] {
 	}
 }
 
-// Carry implements [templates.Partial]: every device is a user.
+// Carry implements [templates.Partial]: every device is a user, or none is.
 func (v *view) Carry(e templates.Entry) (templates.Entry, bool) {
+	if v.asks {
+		return templates.Entry{}, false
+	}
 	c := templates.Entry{ID: e.ID, Grants: e.Grants}
 	if p, ok := pick(e.Verifiers); ok {
 		c.Verifiers = []inventory.Verifier{p}
@@ -196,9 +200,18 @@ func (v *view) setting(key, value string) bool {
 	fixed := map[string]string{
 		"listeners.tcp": "none", "mqtt.listeners.tcp": "none", "mqtt.allow_anonymous": "false", "mqtt.vhost": vhost,
 		"mqtt.exchange": exchange, "mqtt.ssl_cert_login": "true", "ssl_cert_login_from": "common_name",
+		"auth_backends.1": "internal", "auth_backends.2": "http", "auth_http.http_method": "post", "auth_http.ssl_options.verify": "verify_peer",
 	}
 	if want, ok := fixed[key]; ok {
 		return value == want
+	}
+	if path, ok := strings.CutPrefix(key, "auth_http."); ok {
+		v.asks = true
+		if path == "ssl_options.cacertfile" {
+			return strings.HasSuffix(value, "/"+TrustName)
+		}
+		what, ok := strings.CutSuffix(path, "_path")
+		return ok && strings.HasSuffix(value, "/v1/webhook/rabbitmq/"+what)
 	}
 	switch key {
 	case "load_definitions":

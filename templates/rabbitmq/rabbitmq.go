@@ -49,8 +49,11 @@ const (
 	crlSuffix       = ".r0"
 )
 
-// Form is the one form of the export.
-const Form = "definitions"
+// The forms of the export.
+const (
+	Definitions = "definitions" // users and rights in RabbitMQ's own database
+	HTTP        = "http"        // a running imprint is asked (rabbitmq_auth_backend_http)
+)
 
 // The virtual host and the exchange of MQTT.
 const (
@@ -70,7 +73,7 @@ var _ templates.LiveTarget = Target{}
 func (Target) Capabilities() templates.Capabilities {
 	return templates.Capabilities{
 		Name: "rabbitmq", Title: "RabbitMQ (MQTT plugin)",
-		Versions: []string{"3.10", "3.11", "3.12", "3.13", "4.0", "4.1", "4.2"}, Forms: []string{Form},
+		Versions: []string{"3.10", "3.11", "3.12", "3.13", "4.0", "4.1", "4.2"}, Forms: []string{Definitions, HTTP},
 		Schemes:             []inventory.Scheme{inventory.RabbitSHA256},
 		CertificateIdentity: true, Password: true, ClientIDBinding: true, SubscribeControl: true, CRL: true, LiveKick: true,
 		Limits:            "users are imported at about 1,000 per second; rules of one device: 1,024 bytes as a regular expression",
@@ -120,6 +123,7 @@ type export struct {
 	view    templates.View
 	conf    conf
 	version string
+	form    string
 	crls    map[string][]byte // DER by file name
 	names   []string          // of the CRL files, sorted
 }
@@ -130,14 +134,20 @@ func (t Target) newExport(dst *durable.Dir, v templates.View, o templates.Option
 	if !slices.Contains(caps.Versions, x.version) {
 		return nil, &inventory.InvalidError{Field: "rabbitmq version", Value: x.version, Want: "one of " + strings.Join(caps.Versions, ", ")}
 	}
-	if form := cmp.Or(o.Form, Form); form != Form {
-		return nil, &inventory.InvalidError{Field: "rabbitmq form", Value: form, Want: Form}
+	x.form = cmp.Or(o.Form, Definitions)
+	if !slices.Contains(caps.Forms, x.form) {
+		return nil, &inventory.InvalidError{Field: "rabbitmq form", Value: x.form, Want: "one of " + strings.Join(caps.Forms, ", ")}
 	}
 	var err error
 	if x.conf, err = newConf(v.Node(), cmp.Or(o.Dest, dst.Path())); err != nil {
 		return nil, err
 	}
 	x.conf.Version = x.version
+	if x.form == HTTP {
+		if x.conf.Service, err = o.Service.Login(); err != nil {
+			return nil, err
+		}
+	}
 	for p, err := range v.Profiles() {
 		if err != nil {
 			return nil, err
@@ -176,8 +186,8 @@ func (x *export) plan() templates.Plan {
 		templates.PlanFile{Name: AdvancedName, Mode: 0o644},
 		templates.PlanFile{Name: ConfName, Mode: 0o640},
 		templates.PlanFile{Name: templates.ReadmeName, Mode: 0o644, Doc: true})
-	return templates.Plan{
-		Target: "rabbitmq", Version: x.version, Form: Form, Files: files, Render: x.render,
+	plan := templates.Plan{
+		Target: "rabbitmq", Version: x.version, Form: x.form, Files: files, Render: x.render,
 		Parse: func(src fs.FS) (templates.View, error) { return x.target.Parse(src) },
 		Enforced: []string{
 			"user name is the common name of the certificate, unless CONNECT has a user name and a password, which then have to be right",
@@ -192,6 +202,11 @@ func (x *export) plan() templates.Plan {
 		},
 		RevocationLatency: latency,
 	}
+	if x.form == HTTP {
+		plan.NotEnforced[2] = "who is connected stays so when its device is revoked, and can do nothing more than it did before: end its session by the management API"
+		plan.RevocationLatency = "at once for who connects; who is connected is asked about each topic once"
+	}
+	return plan
 }
 
 // conf is what the configuration files are filled with.
@@ -203,7 +218,11 @@ type conf struct {
 	PasswordPort    uint16
 	AdminIP         string // of the management API; empty: not said
 	AdminPort       uint16
+	Service         string // URL of the imprint that is asked, with a token; empty: nobody is
 }
+
+// ServiceTLS reports whether the service is asked over TLS.
+func (c *conf) ServiceTLS() bool { return strings.HasPrefix(c.Service, "https:") }
 
 // Addr is where a listener listens, in the form of rabbitmq.conf.
 func (c *conf) Addr(port uint16) string {

@@ -21,7 +21,7 @@ var confText string
 //go:embed advanced.config.tmpl
 var advancedText string
 
-//go:embed enabled_plugins.txt
+//go:embed enabled_plugins.tmpl
 var pluginsText string
 
 //go:embed README.md.tmpl
@@ -140,6 +140,9 @@ func (x *export) accounts(yield func(account) error) error {
 			return err
 		}
 	}
+	if x.form == HTTP {
+		return nil // whoever is no user here is asked about
+	}
 	var prev inventory.DeviceID
 	for e, err := range x.view.Entries() {
 		if err != nil {
@@ -174,8 +177,8 @@ func (x *export) render(out *templates.Output) error {
 		}
 	}
 	n := x.view.Node()
-	plain := map[string][]byte{TrustName: x.view.TrustBundle(), ChainName: n.ServerChain, KeyName: n.ServerKey.Reveal(), PluginsName: []byte(pluginsText)}
-	for name, text := range map[string]string{ConfName: confText, AdvancedName: advancedText, templates.ReadmeName: readmeText} {
+	plain := map[string][]byte{TrustName: x.view.TrustBundle(), ChainName: n.ServerChain, KeyName: n.ServerKey.Reveal()}
+	for name, text := range map[string]string{ConfName: confText, PluginsName: pluginsText, AdvancedName: advancedText, templates.ReadmeName: readmeText} {
 		b, err := fill(text, &x.conf)
 		if err != nil {
 			return fmt.Errorf("filling %s: %w", name, err)
