@@ -55,6 +55,36 @@ func certificates(f *targettest.Memory) *targettest.Memory {
 	return f
 }
 
+// golden compares a file with a golden one, or writes that.
+func golden(t *testing.T, file, want string) {
+	t.Helper()
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile(want, got, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := os.ReadFile(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(b) != string(got) {
+		t.Errorf("%s is not as in %s:\n%s", file, want, got)
+	}
+}
+
+// The lines are as in the golden file, but for certificates.
+func TestThingList(t *testing.T) {
+	f := certificates(targettest.Small(t, targettestStart()))
+	for i := range f.Devices {
+		f.Devices[i].Leafs = nil
+	}
+	golden(t, filepath.Join(write(t, f, f), awsiot.ThingsName), filepath.Join("testdata", "golden", awsiot.ThingsName))
+}
+
 // Each line has what the template asks for, and each certificate is with the CA that
 // issued it.
 func TestThings(t *testing.T) {

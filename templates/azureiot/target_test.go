@@ -157,6 +157,37 @@ func read(t *testing.T, dir, name string) string {
 	return string(b)
 }
 
+// golden compares a file with a golden one, or writes that.
+func golden(t *testing.T, file, want string) {
+	t.Helper()
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile(want, got, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := os.ReadFile(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(b) != string(got) {
+		t.Errorf("%s is not as in %s:\n%s", file, want, got)
+	}
+}
+
+// The enrolments are as in the golden file, but for certificates.
+func TestEnrollmentList(t *testing.T) {
+	f := hubFleet(t)
+	for i := range f.Devices {
+		f.Devices[i].Leafs = nil
+	}
+	dir, _ := write(t, f, azureiot.DPS)
+	golden(t, filepath.Join(dir, azureiot.EnrollmentsName), filepath.Join("testdata", "golden", azureiot.DPS, azureiot.EnrollmentsName))
+}
+
 // An enrolment has the certificates of its device, the newest first, and the
 // registration ID in lower case; a device that is not there cannot register, for the
 // groups are disabled.
@@ -241,19 +272,11 @@ func TestNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden := filepath.Join("testdata", "golden", azureiot.EventGrid, azureiot.NamespaceName)
-	if *update {
-		if err := os.WriteFile(golden, got, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
+	file := filepath.Join(t.TempDir(), azureiot.NamespaceName)
+	if err := os.WriteFile(file, got, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if string(got) != string(want) {
-		t.Errorf("%s is not as in %s:\n%s", azureiot.NamespaceName, golden, got)
-	}
+	golden(t, file, filepath.Join("testdata", "golden", azureiot.EventGrid, azureiot.NamespaceName))
 }
 
 func TestTooManyProfiles(t *testing.T) {
