@@ -27,10 +27,10 @@ type evaluator struct {
 
 // A verdict is one rule: the first that is met decides.
 type verdict struct {
-	allow        bool
-	pub, sub     bool
-	filter       []string // split at the slashes
-	literal      bool     // compared as text
+	allow    bool
+	pub, sub bool
+	filter   []string // split at the slashes
+	literal  bool     // compared as text
 }
 
 // newEvaluator reads an export. Form "http" has nothing to read: every answer is

@@ -47,6 +47,12 @@ func plusParent(filter string) (string, bool) {
 	return strings.CutSuffix(strings.TrimSuffix(filter, "/#"), "/+")
 }
 
+// depth is how many levels there are before the last +.
+func depth(filter string) int {
+	parent, _ := plusParent(filter)
+	return strings.Count(parent, "/")
+}
+
 // writable refuses a right that the files have no form for. The policy has no such
 // rights; this is the last fence.
 func writable(e *templates.Entry) error {
@@ -71,9 +77,9 @@ type line struct {
 }
 
 // compile returns the rules of a device. Subscriptions to what ends in + come last, the
-// ones with fewer levels first, each after the denial of the one filter with # that
-// would satisfy it. In this order no denial is before a right that covers what it
-// denies: such a right has no trailing +, or fewer levels.
+// ones with fewer levels before the + first, each after the denial of the one filter
+// with # that would satisfy it. In this order no denial is before a right that covers
+// what it denies: such a right has no trailing +, or an earlier one.
 func compile(e *templates.Entry) ([]line, error) {
 	if err := writable(e); err != nil {
 		return nil, err
@@ -93,7 +99,7 @@ func compile(e *templates.Entry) ([]line, error) {
 			lines = append(lines, line{subscribe: a == topic.Receive, topic: f})
 		}
 	}
-	slices.SortStableFunc(plus, func(a, b string) int { return cmp.Compare(strings.Count(a, "/"), strings.Count(b, "/")) })
+	slices.SortStableFunc(plus, func(a, b string) int { return cmp.Compare(depth(a), depth(b)) })
 	for _, f := range plus {
 		parent, _ := plusParent(f)
 		lines = append(lines, line{deny: true, subscribe: true, eq: true, topic: parent + "/#"}, line{subscribe: true, topic: f})

@@ -46,7 +46,7 @@ func isSHA256(v inventory.Verifier) bool {
 // isSalt reports whether a salt is text of letters that no format of EMQX gives a
 // meaning to.
 func isSalt(s string) bool {
-	return s != "" && len(s) <= 128 && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") == ""
+	return s != "" && len(s) <= 128 && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.") == ""
 }
 
 func appendUser(b []byte, _ int, e *templates.Entry, _ *templates.Setting) ([]byte, error) {
