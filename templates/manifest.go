@@ -115,7 +115,7 @@ func Verify(src fs.FS, pub *ecdsa.PublicKey) (*Manifest, error) {
 		return nil, err
 	}
 	for _, f := range m.Files {
-		sum, n, err := hashFile(src, f.Name)
+		sum, n, err := HashFile(src, f.Name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return nil, fmt.Errorf("%s: %w: the file is missing", f.Name, ErrManifest)
@@ -185,9 +185,9 @@ func verifySignature(pub *ecdsa.PublicKey, manifest, sig []byte) bool {
 	return ecdsa.VerifyASN1(pub, sum[:], der)
 }
 
-// hashFile returns the SHA-256 hash of a regular file, in hexadecimal, and its
+// HashFile returns the SHA-256 hash of a regular file, in hexadecimal, and its
 // length.
-func hashFile(src fs.FS, name string) (string, int64, error) {
+func HashFile(src fs.FS, name string) (string, int64, error) {
 	f, err := OpenFile(src, name)
 	if err != nil {
 		return "", 0, err

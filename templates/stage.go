@@ -148,7 +148,7 @@ func (s *stage) unchanged(info FileInfo) bool {
 	if uid, gid, give, err := owner(s.root); err != nil || give && !ownedBy(have, uid, gid) {
 		return false
 	}
-	sum, _, err := hashFile(s.dst.FS(), info.Name)
+	sum, _, err := HashFile(s.dst.FS(), info.Name)
 	return err == nil && sum == info.SHA256
 }
 

@@ -19,7 +19,7 @@ import (
 
 func newBrokerCommand(a *app) *cobra.Command {
 	cmd := newGroupCommand("broker", "The running brokers that imprint keeps up to date",
-		newBrokerAddCommand(a), newBrokerListCommand(a), newBrokerSyncCommand(a), newBrokerRemoveCommand(a))
+		newBrokerAddCommand(a), newBrokerListCommand(a), newBrokerSyncCommand(a), newBrokerVerifyCommand(a), newBrokerRemoveCommand(a))
 	cmd.Long = `A broker that imprint knows is brought up to date when something is revoked, and
 imprint sees to it that it obeys: it ends the sessions of revoked devices, and tries
 with credentials of its own whether the new CRL and the new users are in force.`

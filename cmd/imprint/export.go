@@ -14,8 +14,19 @@ import (
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/templates"
+	"github.com/imprint-iot/imprint/templates/aedes"
+	"github.com/imprint-iot/imprint/templates/akenza"
+	"github.com/imprint-iot/imprint/templates/artemis"
+	"github.com/imprint-iot/imprint/templates/awsiot"
+	"github.com/imprint-iot/imprint/templates/azureiot"
+	"github.com/imprint-iot/imprint/templates/emqx"
+	"github.com/imprint-iot/imprint/templates/flashmq"
+	"github.com/imprint-iot/imprint/templates/hivemq"
+	"github.com/imprint-iot/imprint/templates/mosca"
 	"github.com/imprint-iot/imprint/templates/mosquitto"
+	"github.com/imprint-iot/imprint/templates/nats"
 	"github.com/imprint-iot/imprint/templates/rabbitmq"
+	"github.com/imprint-iot/imprint/templates/vernemq"
 )
 
 // targets lists the brokers that imprint can write for. A broker is one folder
@@ -24,6 +35,17 @@ func targets() []templates.Target {
 	return []templates.Target{
 		mosquitto.Target{},
 		rabbitmq.Target{},
+		emqx.Target(),
+		hivemq.Target(),
+		vernemq.Target(),
+		nats.Target(),
+		flashmq.Target(),
+		artemis.Target(),
+		aedes.Target(),
+		mosca.Target(),
+		awsiot.Target(),
+		azureiot.Target(),
+		akenza.Target(),
 	}
 }
 
@@ -33,6 +55,11 @@ type exportOptions struct {
 	form        string
 	dest        string
 	allowShrink bool
+	approximate string
+	check       bool
+
+	service          string
+	serviceTokenFile string
 }
 
 func newExportCommand(a *app) *cobra.Command {
@@ -47,12 +74,17 @@ func newExportListCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the brokers and what each can enforce",
-		Args:  cobra.NoArgs,
+		Long: `List says of each broker whether it takes an identity from a client certificate,
+knows passwords, can ask one connection for both, keeps a client identifier to its
+user, refuses a SUBSCRIBE rather than not deliver, reads CRLs, and can end the
+session of a revoked device. --output json has the limits of scale, the password
+schemes and the bound on revocation, too.`,
+		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return a.printRows([]string{"TARGET", "VERSIONS", "FORMS", "CERTIFICATE", "PASSWORD", "CRL", "CLIENT ID", "SUBSCRIBE"}, func(emit func(any, ...string) error) error {
+			return a.printRows([]string{"TARGET", "VERSIONS", "FORMS", "CERTIFICATE", "PASSWORD", "BOTH", "CLIENT ID", "SUBSCRIBE", "CRL", "KICK"}, func(emit func(any, ...string) error) error {
 				for _, t := range targets() {
 					c := t.Capabilities()
-					if err := emit(newTargetView(c), c.Name, strings.Join(c.Versions, ","), strings.Join(c.Forms, ","), yesNo(c.CertificateIdentity), yesNo(c.Password), yesNo(c.CRL), yesNo(c.ClientIDBinding), yesNo(c.SubscribeControl)); err != nil {
+					if err := emit(newTargetView(c), c.Name, strings.Join(c.Versions, ","), strings.Join(c.Forms, ","), yesNo(c.CertificateIdentity), yesNo(c.Password), yesNo(c.Both), yesNo(c.ClientIDBinding), yesNo(c.SubscribeControl), yesNo(c.CRL), yesNo(c.LiveKick)); err != nil {
 						return err
 					}
 				}
@@ -113,6 +145,13 @@ old files stay. A CRL is signed first if one is due.
 An export that would lose more than half of the devices of the one that is there
 is refused, unless --allow-shrink is given.
 
+A topic rule that this broker cannot enforce exactly is refused, with the reason.
+--approximate narrower goes on without such rules: what is exported then allows
+less than the policy, never more, and the manifest names each rule.
+
+--check writes nothing and says which files differ from what would be written;
+if any does, the exit code is 1.
+
 Forms: %s. Versions: %s. Limits: %s
 Revocation: %s`, c.Title, strings.Join(c.Forms, ", "), strings.Join(c.Versions, ", "), c.Limits, c.RevocationLatency),
 		Example: fmt.Sprintf(`  imprint export %s --out /etc/mosquitto/imprint
@@ -126,6 +165,10 @@ Revocation: %s`, c.Title, strings.Join(c.Forms, ", "), strings.Join(c.Versions, 
 	flags.StringVar(&o.form, "form", c.Forms[0], "`form` of the topic rights")
 	flags.StringVar(&o.dest, "dest", "", "absolute `path` of the files on the broker's host (default: --out)")
 	flags.BoolVar(&o.allowShrink, "allow-shrink", false, "go on when many devices of the last export are missing")
+	flags.StringVar(&o.approximate, "approximate", "", "what to do about rules that the broker cannot express: `narrower` leaves them out")
+	flags.BoolVar(&o.check, "check", false, "compare the directory with what would be written, and write nothing")
+	flags.StringVar(&o.service, "service", "", "`URL` of the running imprint that the broker asks, for a form that does: https://host:port")
+	flags.StringVar(&o.serviceTokenFile, "service-token-file", "", "`file` with a token of the role broker, for --service")
 	if err := cmd.MarkFlagRequired("out"); err != nil {
 		panic(err) // the flag is defined above
 	}
@@ -133,24 +176,40 @@ Revocation: %s`, c.Title, strings.Join(c.Forms, ", "), strings.Join(c.Versions, 
 }
 
 func (a *app) runExport(ctx context.Context, t templates.Target, o exportOptions) (err error) {
+	if o.approximate != "" && o.approximate != "narrower" {
+		return usageErrorf("--approximate %q: want narrower; nothing makes an export wider than the policy", o.approximate)
+	}
+	service := templates.Service{URL: o.service}
+	if o.serviceTokenFile != "" {
+		token, err := readSecretLine(o.serviceTokenFile)
+		if err != nil {
+			return err
+		}
+		service.Token = inventory.NewSecret(token)
+	}
 	f, err := a.openFleet(ctx)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	signer, err := f.exportKey()
+	if err != nil {
+		return err
+	}
+	options := templates.Options{
+		Version: o.version, Form: o.form, Dest: o.dest, AllowShrink: o.allowShrink, Signer: signer, SignerName: exportPublicFile, Now: a.now(), Warn: a.warn,
+		Service: service,
+	}
+	if o.check {
+		return f.checkExport(ctx, t, o, options)
+	}
 	defer tidyOut(o.out)()
 	dst, err := durable.CreateDir(o.out)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
-	signer, err := f.exportKey()
-	if err != nil {
-		return err
-	}
-	summary, err := f.export(ctx, t, dst, templates.Options{
-		Version: o.version, Form: o.form, Dest: o.dest, AllowShrink: o.allowShrink, Signer: signer, SignerName: exportPublicFile, Now: a.now(), Warn: a.warn,
-	})
+	summary, err := f.export(ctx, t, dst, options, o.approximate != "")
 	if err != nil {
 		return err
 	}
@@ -174,8 +233,9 @@ func summaryView(t templates.Target, dst *durable.Dir, s templates.Summary) any 
 }
 
 // export brings the CRLs and the broker's certificate up to date and writes the
-// fleet as it is at one moment after that.
-func (f *fleet) export(ctx context.Context, t templates.Target, dst *durable.Dir, o templates.Options) (templates.Summary, error) {
+// fleet as it is at one moment after that. Narrower leaves out the rules that t
+// cannot express.
+func (f *fleet) export(ctx context.Context, t templates.Target, dst *durable.Dir, o templates.Options, narrower bool) (templates.Summary, error) {
 	var summary templates.Summary
 	node, err := f.node(ctx)
 	if err != nil {
@@ -195,6 +255,11 @@ func (f *fleet) export(ctx context.Context, t templates.Target, dst *durable.Dir
 		})
 		if err != nil {
 			return err
+		}
+		if narrower {
+			if view, o.Approximated, err = templates.Narrow(view, t); err != nil {
+				return err
+			}
 		}
 		summary, err = t.Write(dst, view, o)
 		return err

@@ -29,6 +29,7 @@ import (
 	"github.com/imprint-iot/imprint/inventory/topic"
 	"github.com/imprint-iot/imprint/templates"
 	"github.com/imprint-iot/imprint/templates/bundle"
+	"github.com/imprint-iot/imprint/templates/doctor"
 )
 
 func main() {
@@ -38,6 +39,7 @@ func main() {
 // Exit codes, the same for every command. Most are those of sysexits.h.
 const (
 	exitOK          = 0
+	exitFound       = 1   // a check was made, and it found something
 	exitUsage       = 64  // the command line is wrong
 	exitData        = 65  // what was given cannot be used; nothing was done
 	exitUnavailable = 69  // a key, a token or a program is not there
@@ -51,11 +53,15 @@ const (
 
 const exitHelp = `
 Exit codes:
-  0 done   64 wrong command line   65 bad data, nothing done   69 key or token not there   70 fault of imprint
-  74 disk or inventory fault   75 fleet in use   77 refused   78 wrong configuration   130 interrupted`
+  0 done   1 a check found something   64 wrong command line   65 bad data, nothing done
+  69 key or token not there   70 fault of imprint   74 disk or inventory fault   75 fleet in use
+  77 refused   78 wrong configuration   130 interrupted`
 
 // A usageError is a command line that makes no sense.
 type usageError struct{ error }
+
+// A foundError says what a check has found. The check itself went well.
+type foundError struct{ error }
 
 // A configError is a fleet directory, or a configuration, that cannot be used.
 type configError struct{ error }
@@ -64,6 +70,7 @@ type configError struct{ error }
 type interruptedError struct{ error }
 
 func (e configError) Unwrap() error    { return e.error }
+func (e foundError) Unwrap() error     { return e.error }
 func (e usageError) Unwrap() error     { return e.error }
 func (interruptedError) Unwrap() error { return context.Canceled }
 
@@ -123,7 +130,7 @@ and writes the files that a broker needs to enforce it all.
 	root.AddCommand(
 		newInitCommand(a), newCACommand(a), newProfileCommand(a), newBootstrapCommand(a), newDeviceCommand(a), newTokenCommand(a), newApprovalCommand(a), newServeCommand(a), newAgentCommand(a),
 		newExportCommand(a), newBrokerCommand(a), newRevocationsCommand(a), newRolloverCommand(a), newRotateCommand(a), newPolicyCommand(a), newAuditCommand(a), newBackupCommand(a), newRestoreCommand(a),
-		newCheckCommand(a), newVersionCommand(a),
+		newDoctorCommand(a), newCheckCommand(a), newVersionCommand(a),
 	)
 	strictArgs(root)
 	return root
@@ -206,6 +213,8 @@ func hintFor(err error) string {
 		return "nothing was changed; imprint restore puts a backup in place"
 	case errors.Is(err, inventory.ErrVersion):
 		return "install a newer imprint"
+	case errors.Is(err, doctor.ErrUnknownKind):
+		return "name the file, and the broker with --kind"
 	}
 	return ""
 }
@@ -217,6 +226,8 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.Is(err, context.Canceled):
 		return exitInterrupted
+	case is[foundError](err):
+		return exitFound
 	case is[usageError](err):
 		return exitUsage
 	case is[*durable.InUseError](err), errors.Is(err, syscall.EADDRINUSE):
@@ -231,14 +242,14 @@ func exitCode(err error) int {
 	case errors.Is(err, enroll.ErrRejected), is[*intake.ImportError](err), is[*inventory.InvalidError](err),
 		is[*ca.RequestError](err), is[*ca.ConfigError](err), is[*topic.PolicyError](err),
 		is[*topic.SyntaxError](err), is[*templates.InexpressibleError](err), is[*templates.EntryError](err),
-		errors.Is(err, inventory.ErrNotFound), errors.Is(err, enroll.ErrNoRollover), errors.Is(err, enroll.ErrNoProfile), errors.Is(err, durable.ErrTooLarge), errors.Is(err, durable.ErrNotRegular), errors.Is(err, bundle.ErrFormat):
+		errors.Is(err, inventory.ErrNotFound), errors.Is(err, enroll.ErrNoRollover), errors.Is(err, enroll.ErrNoProfile), errors.Is(err, durable.ErrTooLarge), errors.Is(err, durable.ErrNotRegular), errors.Is(err, bundle.ErrFormat), errors.Is(err, doctor.ErrUnknownKind):
 		return exitData
 	case errors.Is(err, enroll.ErrDenied), errors.Is(err, inventory.ErrConflict), errors.Is(err, templates.ErrShrink),
 		errors.Is(err, ca.ErrPassphrase), errors.Is(err, ca.ErrKeyRefused), errors.Is(err, ca.ErrKeyExists), errors.Is(err, enroll.ErrNotRecorded),
 		errors.Is(err, fs.ErrExist), errors.Is(err, enroll.ErrClock), is[*client.ProblemError](err), errors.Is(err, campaign.ErrNotReady), errors.Is(err, campaign.ErrOver):
 		return exitRefused
 	case errors.Is(err, ca.ErrKeyUnavailable), errors.Is(err, ca.ErrExpired), errors.Is(err, enroll.ErrNoIssuer),
-		errors.Is(err, templates.ErrStale), errors.Is(err, templates.ErrUnreachable), errors.Is(err, delivery.ErrUnproven):
+		errors.Is(err, templates.ErrStale), errors.Is(err, templates.ErrUnreachable), errors.Is(err, delivery.ErrUnproven), errors.Is(err, doctor.ErrNoEndpoint):
 		return exitUnavailable
 	case is[*os.PathError](err), is[*os.LinkError](err), is[*os.SyscallError](err), is[syscall.Errno](err):
 		return exitIO
