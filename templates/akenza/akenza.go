@@ -118,11 +118,18 @@ func why(r topic.Rule) (string, []string) {
 	return fixedWhy, choices()
 }
 
-// Check implements [templates.Target].
+// Check implements [templates.Target]. A profile with a single rule is taken for a
+// question about that rule, as [templates.Narrow] asks; that one of the two is missing
+// is then found by Write.
 func (t target) Check(p inventory.Profile) error {
-	if err := t.Target.Check(p); err != nil {
+	if err := t.Target.Check(p); err != nil || len(p.Policy.Rules) == 1 {
 		return err
 	}
+	return checkComplete(p)
+}
+
+// checkComplete refuses a profile that would have a device do less than Akenza lets it.
+func checkComplete(p inventory.Profile) error {
 	for _, f := range fixedRules() {
 		if !slices.ContainsFunc(p.Policy.Rules, func(r topic.Rule) bool { return r.Action == f.Action && r.Filter == f.Filter }) {
 			return &templates.InexpressibleError{Target: name, Rule: fmt.Sprintf("profile %s without %s %s", p.Name, f.Action, f.Filter), Why: fixedWhy, Choices: choices()}
@@ -138,6 +145,9 @@ func (t target) Write(dst *durable.Dir, v templates.View, o templates.Options) (
 			return templates.Summary{}, err
 		}
 		if err := t.Check(p); err != nil {
+			return templates.Summary{}, err
+		}
+		if err := checkComplete(p); err != nil {
 			return templates.Summary{}, err
 		}
 	}

@@ -253,7 +253,7 @@ func TestKeyTypes(t *testing.T) {
 
 func TestCheckRefuses(t *testing.T) {
 	for name, r := range map[string][]topic.Rule{
-		"less":  rules()[:1],
+		"less":  {rules()[0], rules()[0]},
 		"more":  append(rules(), topic.Rule{Action: topic.Publish, Filter: "fleet/{id}/up"}),
 		"other": {{Action: topic.Publish, Filter: "/down/device/id/{id}/#"}, {Action: topic.Receive, Filter: "/down/device/id/{id}/#"}},
 		"none":  nil,
@@ -261,6 +261,19 @@ func TestCheckRefuses(t *testing.T) {
 		_, ok := errors.AsType[*templates.InexpressibleError](akenza.Target().Check(inventory.Profile{Name: "p", Policy: topic.Policy{Rules: r}}))
 		if !ok {
 			t.Errorf("%s than Akenza gives is accepted", name)
+		}
+	}
+}
+
+// A device with one of the two rights would get both.
+func TestLess(t *testing.T) {
+	for i := range rules() {
+		f := targettest.NewFleet(t, start())
+		f.Profile("p", rules()[i])
+		f.Device(t, "dev-1", "p", "", "")
+		_, err := write(t, f, akenza.CSV)
+		if _, ok := errors.AsType[*templates.InexpressibleError](err); !ok {
+			t.Errorf("Write = %v, want an *InexpressibleError", err)
 		}
 	}
 }

@@ -83,15 +83,19 @@ func FormTarget(form string) templates.Target {
 	return target{templates.NewTarget(newKit(&fleet{}, form)), form}
 }
 
-// Check implements [templates.Target].
+// Check implements [templates.Target]. For a hub, a profile with a single rule is taken
+// for a question about that rule, as [templates.Narrow] asks; that one of the two is
+// missing is then found by Write.
 func (t target) Check(p inventory.Profile) error {
-	if err := t.Target.Check(p); err != nil {
+	switch err := t.Target.Check(p); {
+	case err != nil:
 		return err
-	}
-	if t.form == EventGrid {
+	case t.form == EventGrid:
 		return checkNames(p)
+	case len(p.Policy.Rules) == 1:
+		return nil
 	}
-	return checkFixed(p)
+	return checkComplete(p)
 }
 
 // Write implements [templates.Target].
@@ -228,6 +232,11 @@ func newFleet(v templates.View, form string) (*fleet, error) {
 		}
 		if err := t.Check(p); err != nil {
 			return nil, err
+		}
+		if form != EventGrid {
+			if err := checkComplete(p); err != nil {
+				return nil, err
+			}
 		}
 		f.profiles[p.Name] = p
 	}

@@ -36,8 +36,8 @@ func whyFixed(r rule) (string, []string) {
 	return fixedWhy, fixedChoices()
 }
 
-// checkFixed refuses a profile that would have a device do less than a hub lets it.
-func checkFixed(p inventory.Profile) error {
+// checkComplete refuses a profile that would have a device do less than a hub lets it.
+func checkComplete(p inventory.Profile) error {
 	for _, f := range fixedRules() {
 		if !slices.ContainsFunc(p.Policy.Rules, func(r topic.Rule) bool { return r.Action == f.Action && r.Filter == f.Filter }) {
 			return &templates.InexpressibleError{Target: name, Rule: fmt.Sprintf("profile %s without %s %s", p.Name, f.Action, f.Filter), Why: fixedWhy, Choices: fixedChoices()}
@@ -46,8 +46,7 @@ func checkFixed(p inventory.Profile) error {
 	return nil
 }
 
-// fixedGrants are the rights of a device at a hub. With want, its rights have to be
-// these.
+// fixedGrants are the rights of a device at a hub.
 func fixedGrants(e *templates.Entry) ([]topic.Grant, error) {
 	grants, err := topic.Policy{Rules: fixedRules()}.Resolve(topic.Subject{ID: string(e.ID)})
 	if err != nil {
@@ -56,6 +55,7 @@ func fixedGrants(e *templates.Entry) ([]topic.Grant, error) {
 	return grants, nil
 }
 
+// checkGrants refuses a device whose rights are others.
 func checkGrants(e *templates.Entry) error {
 	want, err := fixedGrants(e)
 	if err != nil {

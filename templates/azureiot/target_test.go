@@ -236,7 +236,7 @@ func TestCheckRefuses(t *testing.T) {
 		why        string
 	}{
 		{"a topic of one's own", azureiot.IoTHub, rules(append(hubRules(), other)...), "fixed topics"},
-		{"less than a hub gives", azureiot.IoTHub, rules(hubRules()[:1]...), "no less"},
+		{"the same twice", azureiot.IoTHub, rules(hubRules()[0], hubRules()[0]), "no less"},
 		{"nothing", azureiot.DPS, rules(), "no less"},
 		{"dollar", azureiot.EventGrid, rules(topic.Rule{Action: topic.Receive, Filter: "$SYS/x"}), "variables"},
 		{"bar", azureiot.EventGrid, rules(topic.Rule{Action: topic.Receive, Filter: "a|b"}), "templates"},
@@ -291,6 +291,43 @@ func TestTooManyProfiles(t *testing.T) {
 	defer func() { _ = d.Close() }() // of a test
 	if _, err := azureiot.Target().Write(d, f, templates.Options{Now: start()}); err == nil {
 		t.Error("10 profiles are exported, at most 9 are possible")
+	}
+}
+
+// A hub gives every device both rights: a profile with one of them would get more than
+// it says.
+func TestLessThanHub(t *testing.T) {
+	for i := range hubRules() {
+		f := targettest.NewFleet(t, start())
+		f.Profile("p", hubRules()[i])
+		f.Device(t, "dev-1", "p", "", "")
+		d, err := durable.OpenDir(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, form := range []string{azureiot.IoTHub, azureiot.DPS} {
+			_, err := azureiot.Target().Write(d, f, templates.Options{Now: start(), Form: form})
+			if _, ok := errors.AsType[*templates.InexpressibleError](err); !ok {
+				t.Errorf("%s: Write = %v, want an *InexpressibleError", form, err)
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Without the rules that a hub cannot have, a profile that has its two can be exported.
+func TestNarrowed(t *testing.T) {
+	f := targettest.NewFleet(t, start())
+	f.Profile("p", topic.Rule{Action: topic.Publish, Filter: "fleet/{id}/up"}, hubRules()[0], hubRules()[1])
+	f.Device(t, "dev-1", "p", "", "")
+	v, dropped, err := templates.Narrow(f, azureiot.FormTarget(azureiot.IoTHub))
+	if err != nil || len(dropped) != 1 {
+		t.Fatalf("Narrow drops %d rules, %v; want 1", len(dropped), err)
+	}
+	if _, sum := write(t, v, azureiot.IoTHub); sum.Rules != 2 {
+		t.Errorf("%d rules, want 2", sum.Rules)
 	}
 }
 
