@@ -19,12 +19,12 @@ package aedes
 
 import (
 	_ "embed" // the texts
-	"slices"
 	"strings"
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/topic"
 	"github.com/imprint-iot/imprint/templates"
+	"github.com/imprint-iot/imprint/templates/fleetfile"
 )
 
 // Version is the version of Aedes that is written for.
@@ -32,7 +32,7 @@ const Version = "1"
 
 // Names of the files of an export.
 const (
-	FleetName   = "imprint.json"
+	FleetName   = fleetfile.Name
 	ModuleName  = "imprint.mjs"
 	ServerName  = "server.mjs"
 	PackageName = "package.json"
@@ -68,9 +68,9 @@ func Target() templates.Target {
 		Caps:    capabilities(),
 		Rule:    rule,
 		Texts:   texts(),
-		Lists:   []templates.List{{PlanFile: templates.PlanFile{Name: FleetName, Mode: 0o600}, Head: head, Tail: tail, Append: appendDevice}},
-		Devices: devices,
-		Pick:    pick,
+		Lists:   []templates.List{fleet().List()},
+		Devices: fleet().Devices,
+		Pick:    fleetfile.Pick,
 		Check:   check,
 		Enforced: []string{
 			"certificate port: the common name is the device, the client identifier and a user name have to be the same",
@@ -87,6 +87,8 @@ func Target() templates.Target {
 		},
 	})
 }
+
+func fleet() fleetfile.File { return fleetfile.File{Format: "imprint-aedes/1"} }
 
 func capabilities() templates.Capabilities {
 	return templates.Capabilities{
@@ -123,14 +125,6 @@ func rule(r topic.Rule) (why string, choices []string) {
 		return "it takes no topic of more than 100 levels", []string{"fewer levels"}
 	}
 	return "", nil
-}
-
-func pick(verifiers []inventory.Verifier) (inventory.Verifier, bool) {
-	i := slices.IndexFunc(verifiers, isPBKDF2)
-	if i < 0 {
-		return inventory.Verifier{}, false
-	}
-	return verifiers[i], true
 }
 
 func check(v templates.View, _ *templates.Setting, out *templates.Output) error {

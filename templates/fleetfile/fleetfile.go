@@ -1,4 +1,6 @@
-package aedes
+// Package fleetfile is the list of devices that modules of imprint read in brokers that
+// have no file of their own: JSON with a device on each line.
+package fleetfile
 
 import (
 	"bufio"
@@ -7,20 +9,27 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/topic"
 	"github.com/imprint-iot/imprint/templates"
 )
 
-// imprint.json is one JSON object with a device on each line:
+// Name is the name of the file.
+const Name = "imprint.json"
+
+// A File is the form of the file: one JSON object with a device on each line.
 //
-//	{"format":"imprint-aedes/1","devices":[
+//	{"format":"FORMAT","devices":[
 //	{"id":"dev-1","state":"active","certificate":false,"password":{...},"pub":[...],"sub":[...]},
 //	{"id":"dev-2",...}
 //	]}
+type File struct {
+	Format string // names whose it is, and its version
+}
+
 const (
-	head = `{"format":"imprint-aedes/1","devices":[`
 	tail = "\n]}\n"
 
 	active  = "active"
@@ -44,9 +53,26 @@ type password struct {
 	Hash       []byte `json:"hash"`
 }
 
+// Pick returns the verifier of a password that the file can hold: PBKDF2 with
+// HMAC-SHA-512.
+func Pick(verifiers []inventory.Verifier) (inventory.Verifier, bool) {
+	i := slices.IndexFunc(verifiers, isPBKDF2)
+	if i < 0 {
+		return inventory.Verifier{}, false
+	}
+	return verifiers[i], true
+}
+
 func isPBKDF2(v inventory.Verifier) bool {
 	return v.Scheme == inventory.PBKDF2SHA512 && v.Iterations > 0 && len(v.Salt) > 0 && len(v.Hash) == 64
 }
+
+// List is the file as a part of a kit, for the eyes of the broker only.
+func (f File) List() templates.List {
+	return templates.List{PlanFile: templates.PlanFile{Name: Name, Mode: 0o600}, Head: f.head(), Tail: tail, Append: appendDevice}
+}
+
+func (f File) head() string { return `{"format":"` + f.Format + `","devices":[` }
 
 func appendDevice(b []byte, n int, e *templates.Entry, _ *templates.Setting) ([]byte, error) {
 	d := device{ID: e.ID, State: active, Certificate: e.Certificate, Publish: []topic.Filter{}, Subscribe: []topic.Filter{}}
@@ -79,14 +105,14 @@ type lineError struct {
 
 // Error names the line.
 func (e *lineError) Error() string {
-	return fmt.Sprintf("reading %s: line %d: %s", FleetName, e.line, e.why)
+	return fmt.Sprintf("reading %s: line %d: %s", Name, e.line, e.why)
 }
 
-// devices reads imprint.json line by line. A line has to be what would be written for
-// the device that it says.
-func devices(src fs.FS, _ *templates.Setting) func(func(templates.Entry, error) bool) {
+// Devices reads the file line by line. A line has to be what would be written for the
+// device that it says.
+func (file File) Devices(src fs.FS, _ *templates.Setting) func(func(templates.Entry, error) bool) {
 	return func(yield func(templates.Entry, error) bool) {
-		f, err := templates.OpenFile(src, FleetName)
+		f, err := templates.OpenFile(src, Name)
 		if err != nil {
 			yield(templates.Entry{}, err)
 			return
@@ -95,7 +121,7 @@ func devices(src fs.FS, _ *templates.Setting) func(func(templates.Entry, error) 
 		s := bufio.NewScanner(f)
 		s.Buffer(make([]byte, 1<<16), maxLine)
 		s.Split(wholeLines)
-		r := reader{}
+		r := reader{head: file.head()}
 		for s.Scan() {
 			e, ok, err := r.line(s.Bytes())
 			if err != nil || ok {
@@ -105,7 +131,7 @@ func devices(src fs.FS, _ *templates.Setting) func(func(templates.Entry, error) 
 			}
 		}
 		if err := s.Err(); err != nil {
-			yield(templates.Entry{}, fmt.Errorf("reading %s: %w", FleetName, err))
+			yield(templates.Entry{}, fmt.Errorf("reading %s: %w", Name, err))
 		} else if !r.ended {
 			yield(templates.Entry{}, &lineError{r.n + 1, "the end is missing"})
 		}
@@ -125,6 +151,7 @@ func wholeLines(data []byte, atEOF bool) (int, []byte, error) {
 
 // A reader knows where in the file it is.
 type reader struct {
+	head  string
 	n     int // lines
 	more  bool
 	ended bool
@@ -138,7 +165,7 @@ func (r *reader) line(text []byte) (templates.Entry, bool, error) {
 	switch {
 	case r.n == 1:
 		r.more = true
-		if string(text) != head {
+		if string(text) != r.head {
 			return none, false, &lineError{r.n, "want the head of an export"}
 		}
 		return none, false, nil

@@ -1,4 +1,4 @@
-package aedes
+package fleetfile
 
 import (
 	"testing"
@@ -8,6 +8,8 @@ import (
 	"github.com/imprint-iot/imprint/inventory/topic"
 	"github.com/imprint-iot/imprint/templates"
 )
+
+func file() File { return File{"test/1"} }
 
 // Line is the line of a device with a password and one right.
 func Line(tb testing.TB, id inventory.DeviceID, v inventory.Verifier, g topic.Grant) string {
@@ -19,10 +21,10 @@ func Line(tb testing.TB, id inventory.DeviceID, v inventory.Verifier, g topic.Gr
 	return string(b[1:])
 }
 
-// Read reads the devices of an imprint.json.
+// Read reads the devices of a file.
 func Read(text []byte) ([]templates.Entry, error) {
 	var out []templates.Entry
-	for e, err := range devices(fstest.MapFS{FleetName: {Data: text}}, nil) {
+	for e, err := range file().Devices(fstest.MapFS{Name: {Data: text}}, nil) {
 		if err != nil {
 			return nil, err
 		}
@@ -31,10 +33,10 @@ func Read(text []byte) ([]templates.Entry, error) {
 	return out, nil
 }
 
-// Write writes an imprint.json.
+// Write writes a file.
 func Write(tb testing.TB, entries []templates.Entry) []byte {
 	tb.Helper()
-	b := []byte(head)
+	b := []byte(file().head())
 	for i := range entries {
 		var err error
 		if b, err = appendDevice(b, i, &entries[i], nil); err != nil {
