@@ -24,6 +24,7 @@ import (
 	"github.com/imprint-iot/imprint/enroll/client"
 	"github.com/imprint-iot/imprint/enroll/delivery"
 	"github.com/imprint-iot/imprint/enroll/intake"
+	"github.com/imprint-iot/imprint/enroll/intake/foreign"
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/inventory/topic"
@@ -130,7 +131,7 @@ and writes the files that a broker needs to enforce it all.
 	root.AddCommand(
 		newInitCommand(a), newCACommand(a), newProfileCommand(a), newBootstrapCommand(a), newDeviceCommand(a), newTokenCommand(a), newApprovalCommand(a), newServeCommand(a), newAgentCommand(a),
 		newExportCommand(a), newBrokerCommand(a), newRevocationsCommand(a), newRolloverCommand(a), newRotateCommand(a), newPolicyCommand(a), newAuditCommand(a), newBackupCommand(a), newRestoreCommand(a),
-		newDoctorCommand(a), newCheckCommand(a), newVersionCommand(a),
+		newImportCommand(a), newDoctorCommand(a), newCheckCommand(a), newVersionCommand(a),
 	)
 	strictArgs(root)
 	return root
@@ -242,7 +243,8 @@ func exitCode(err error) int {
 	case errors.Is(err, enroll.ErrRejected), is[*intake.ImportError](err), is[*inventory.InvalidError](err),
 		is[*ca.RequestError](err), is[*ca.ConfigError](err), is[*topic.PolicyError](err),
 		is[*topic.SyntaxError](err), is[*templates.InexpressibleError](err), is[*templates.EntryError](err),
-		errors.Is(err, inventory.ErrNotFound), errors.Is(err, enroll.ErrNoRollover), errors.Is(err, enroll.ErrNoProfile), errors.Is(err, durable.ErrTooLarge), errors.Is(err, durable.ErrNotRegular), errors.Is(err, bundle.ErrFormat), errors.Is(err, doctor.ErrUnknownKind):
+		errors.Is(err, inventory.ErrNotFound), errors.Is(err, enroll.ErrNoRollover), errors.Is(err, enroll.ErrNoProfile), errors.Is(err, durable.ErrTooLarge), errors.Is(err, durable.ErrNotRegular), errors.Is(err, bundle.ErrFormat), errors.Is(err, doctor.ErrUnknownKind),
+		errors.Is(err, foreign.ErrUnknown), errors.Is(err, foreign.ErrAmbiguous), errors.Is(err, foreign.ErrProblems):
 		return exitData
 	case errors.Is(err, enroll.ErrDenied), errors.Is(err, inventory.ErrConflict), errors.Is(err, templates.ErrShrink),
 		errors.Is(err, ca.ErrPassphrase), errors.Is(err, ca.ErrKeyRefused), errors.Is(err, ca.ErrKeyExists), errors.Is(err, enroll.ErrNotRecorded),
