@@ -210,6 +210,9 @@ func Read(ctx context.Context, src fs.FS, kind string, o Options) (*Plan, error)
 			break
 		}
 		b := newBuilder(ctx, o)
+		for _, name := range t.skipped {
+			b.find(Warning, "not-read", "", place{file: name}, "is a link that leads outside of the source, or may not be read: it was left out")
+		}
 		if err := k.read(b, t); err != nil {
 			return nil, fmt.Errorf("importing from %s: %w", kind, err)
 		}

@@ -18,6 +18,9 @@ const (
 	// more means that the rules do not repeat.
 	maxProfiles = 256
 	maxRules    = 64 // of a policy, as package topic has it
+
+	// maxCompared is how many rules of one user are compared with one another.
+	maxCompared = 4096
 )
 
 // A ruleSet is what some devices have in common.
@@ -152,6 +155,9 @@ func (b *builder) rulesOf(u *user, verdicts map[topic.Rule]verdict) []topic.Rule
 		return cmp.Or(cmp.Compare(x.Action, y.Action), strings.Compare(x.Filter, y.Filter))
 	})
 	rules = slices.Compact(rules)
+	if len(rules) > maxCompared {
+		return rules // too many for a profile, whatever covers what
+	}
 	kept := make([]topic.Rule, 0, len(rules))
 	for i, r := range rules {
 		covered := false

@@ -42,8 +42,9 @@ const (
 
 // A tree is the files of a source, by what they are.
 type tree struct {
-	src    fs.FS
-	byRole map[role][]string
+	src     fs.FS
+	byRole  map[role][]string
+	skipped []string // links that lead nowhere or outside, and what may not be read
 }
 
 // scan looks at the beginning of every file. Private keys are known by their
@@ -72,7 +73,15 @@ func scan(src fs.FS, only []string) (*tree, error) {
 			t.byRole[roleKey] = append(t.byRole[roleKey], name)
 			return nil
 		}
-		return t.sniffFile(name, head)
+		err = t.sniffFile(name, head)
+		if errors.Is(err, errNotRegular) {
+			return nil
+		}
+		if err != nil && (d.Type()&fs.ModeSymlink != 0 || errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist)) {
+			t.skipped = append(t.skipped, name)
+			return nil
+		}
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("looking through the source: %w", err)
@@ -82,9 +91,6 @@ func scan(src fs.FS, only []string) (*tree, error) {
 
 func (t *tree) sniffFile(name string, head []byte) error {
 	f, err := t.open(name)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNotRegular) {
-		return nil // a link that leads nowhere, or outside
-	}
 	if err != nil {
 		return err
 	}
