@@ -153,7 +153,7 @@ func (a *app) auditPath(subject string, info fs.FileInfo, kind string) (doctor.R
 	o := doctor.FileOptions{Kind: kind, Now: a.now}
 	if info.IsDir() {
 		prefix := strings.TrimSuffix(filepath.Join(subject, "x"), "x")
-		return auditFiles(subject, ".", o, func(name string) string { return prefix + name })
+		return auditFiles(os.DirFS(subject), ".", subject, o, func(name string) string { return prefix + name })
 	}
 	if !info.Mode().IsRegular() {
 		return doctor.Report{}, fmt.Errorf("%s: %w", subject, durable.ErrNotRegular)
@@ -170,16 +170,12 @@ func (a *app) auditPath(subject string, info fs.FileInfo, kind string) (doctor.R
 		}
 		here = strings.TrimSuffix(here, "/") + "/"
 	}
-	return auditFiles(subject, path, o, func(name string) string { return strings.TrimPrefix("/"+name, here) })
+	return auditFiles(os.DirFS("/"), strings.TrimPrefix(path, "/"), subject, o, func(name string) string { return strings.TrimPrefix("/"+name, here) })
 }
 
-// auditFiles audits what is at path, and calls the files in the report, and in the
-// error, by the names that the user knows.
-func auditFiles(subject, path string, o doctor.FileOptions, name func(string) string) (doctor.Report, error) {
-	src, file := os.DirFS(subject), path
-	if o.Root != "" {
-		src, file = os.DirFS(o.Root), strings.TrimPrefix(path, o.Root)
-	}
+// auditFiles audits a file or directory of src, and calls the files in the report, and
+// in the error, by the names that the user knows.
+func auditFiles(src fs.FS, file, subject string, o doctor.FileOptions, name func(string) string) (doctor.Report, error) {
 	r, err := doctor.Files(src, file, o)
 	if bad, ok := errors.AsType[*fs.PathError](err); ok {
 		return r, fmt.Errorf("%s: %w", name(bad.Path), bad.Err)
