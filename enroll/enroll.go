@@ -13,6 +13,7 @@ package enroll
 
 import (
 	"context"
+	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,6 +48,15 @@ type Config struct {
 	// 7 days.
 	CRLValidity time.Duration
 
+	// TokenSigner opens the key that signs tokens for brokers, on the curve P-256.
+	// It is called until it has succeeded once. Nil means that none are made; see
+	// [Registrar.MQTTToken].
+	TokenSigner func(context.Context) (crypto.Signer, error)
+
+	// TokenValidity is how long such a token is good, at most 15 minutes, which is
+	// what zero means.
+	TokenValidity time.Duration
+
 	Now func() time.Time // nil means time.Now
 }
 
@@ -62,6 +72,7 @@ type Registrar struct {
 
 	pace   pace
 	alarms alarms
+	tokens tokenKeyring
 	makers atomic.Pointer[[]Maker]
 }
 
@@ -87,6 +98,12 @@ func New(cfg Config) (*Registrar, error) {
 	}
 	if cfg.CRLValidity == 0 {
 		cfg.CRLValidity = 7 * 24 * time.Hour
+	}
+	if cfg.TokenValidity == 0 {
+		cfg.TokenValidity = maxTokenValidity
+	}
+	if cfg.TokenValidity < time.Second || cfg.TokenValidity > maxTokenValidity {
+		return nil, fmt.Errorf("enroll: Config.TokenValidity: %s: want 1 s to %s", cfg.TokenValidity, maxTokenValidity)
 	}
 	for _, s := range cfg.Schemes {
 		if !slices.Contains(dearSchemes, s) {
