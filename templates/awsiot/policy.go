@@ -61,7 +61,7 @@ func why(r rule) (string, []string) {
 		return `its wildcard "*" does not end at a slash, so a + with a # after it cannot be told apart from longer topics`, []string{"a rule without the +", "a + for each level in place of the #"}
 	case strings.HasPrefix(r.Filter, "$") && levels[0] != "$aws":
 		return "topics that begin with $ are reserved there", []string{"another first level"}
-	case strings.Contains(r.Filter[1:], "$"):
+	case strings.Contains(strings.TrimPrefix(r.Filter, "$"), "$"):
 		return "a $ begins a variable in its policies", []string{"another name for this level"}
 	case strings.ContainsAny(r.Filter, "*?"):
 		return "* and ? are wildcards in its policies", []string{"another name for this level"}

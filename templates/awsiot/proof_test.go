@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -131,6 +132,38 @@ func TestProofPlus(t *testing.T) {
 		{{Action: topic.Receive, Filter: "/{id}/"}, {Action: topic.Publish, Filter: "{id}//#"}},
 	} {
 		targettest.Report(t, prove(t, proofFleet(t, rules...)), tooLong)
+	}
+}
+
+// The proof sees a policy that is too wide, and one that is too narrow.
+func TestProofSees(t *testing.T) {
+	for _, tt := range []struct {
+		file, old, new string
+		wider          bool
+	}{
+		{"policy-sensor-publish.json", "/up/*", "/*", true},
+		{"policy-sensor-subscribe.json", "${iot:Connection.Thing.ThingName}/down", "*/down", true},
+		{"policy-valve-subscribe.json", "/cmd/#", "/cmd/x#", true}, // the Deny that ends a + in a subscription
+		{"policy-sensor-receive.json", "news/all", "news/none", false},
+		{"things.jsonl", `"yard"`, `"hall"`, true},
+	} {
+		f := proofFleet(t, targettest.ProofRules()...)
+		dir := write(t, f, f)
+		text := strings.ReplaceAll(read(t, dir, tt.file), tt.old, tt.new)
+		if err := os.WriteFile(filepath.Join(dir, tt.file), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		e, err := newEvaluator(os.DirFS(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := proof.Evaluate("awsiot", e, proof.Questions(f.ProofDevices(t)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if wider := len(r.Wider) > 0; wider != tt.wider {
+			t.Errorf("%s with %q: %d wider, %d narrower, want wider: %v", tt.file, tt.new, len(r.Wider), len(r.Narrower), tt.wider)
+		}
 	}
 }
 

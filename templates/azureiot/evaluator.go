@@ -3,6 +3,7 @@ package azureiot
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -51,7 +52,7 @@ func eachLine(src fs.FS, name string, each func(line map[string]any) error) erro
 	for dec := json.NewDecoder(bufio.NewReader(f)); ; {
 		var line map[string]any
 		switch err := dec.Decode(&line); {
-		case err == io.EOF: //nolint:errorlint // Decode returns it as it is
+		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
 			return fmt.Errorf("reading %s: %w", name, err)

@@ -149,11 +149,11 @@ func namespace(profiles map[string]inventory.Profile, issuers [][]byte) ([]byte,
 	}
 	seen := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(profiles)) {
-		if folded := strings.ToLower(name); seen[folded] {
+		folded := strings.ToLower(name)
+		if seen[folded] {
 			return nil, &inventory.InvalidError{Field: "profile", Value: name, Want: "names that differ not only in case: those of Azure do not"}
-		} else {
-			seen[folded] = true
 		}
+		seen[folded] = true
 		d.Resources = append(d.Resources, newResource(kindGroup, groupName(name), properties{Query: query(name)}))
 		for _, a := range []topic.Action{topic.Publish, topic.Receive} {
 			d.Resources = append(d.Resources, spaces(profiles[name], a)...)

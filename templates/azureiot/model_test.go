@@ -38,7 +38,7 @@ func model(t *testing.T, dir string) {
 	if _, err := os.Stat(python); err != nil {
 		t.Fatalf("%v: run . scripts/lib/brokers/azureiot.sh && install_azureiot (Debian package python3-venv)", err)
 	}
-	out, err := exec.CommandContext(t.Context(), python, filepath.Join("testdata", "model.py"), dir).CombinedOutput() //nolint:gosec // our own fixture
+	out, err := exec.CommandContext(t.Context(), python, filepath.Join("testdata", "model.py"), dir).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -48,6 +49,38 @@ func TestProofEventGrid(t *testing.T) {
 	}
 	r := prove(t, f, azureiot.EventGrid, append(f.ProofDevices(t), *f.ProofObserver(t)))
 	targettest.Report(t, r, func(q proof.Question) bool { return tooLong(q) || strings.HasPrefix(q.Topic, "$") })
+}
+
+// The proof sees a topic space that is too wide, and a client of another group.
+func TestProofSees(t *testing.T) {
+	for file, change := range map[string][2]string{
+		azureiot.NamespaceName: {"fleet/${client.authenticationName}/down", "fleet/+/down"},
+		azureiot.ClientsName:   {`"profile":"sensor"`, `"profile":"valve"`},
+	} {
+		f := targettest.ProofFleet(t, start())
+		for i := range f.Devices {
+			f.Devices[i].Certificate, f.Devices[i].Verifiers = true, nil
+		}
+		dir, _ := write(t, f, azureiot.EventGrid)
+		text := read(t, dir, file)
+		if !strings.Contains(text, change[0]) {
+			t.Fatalf("%s has no %s", file, change[0])
+		}
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(strings.ReplaceAll(text, change[0], change[1])), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		e, err := newEvaluator(os.DirFS(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := proof.Evaluate("azureiot", e, proof.Questions(f.ProofDevices(t)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Wider) == 0 {
+			t.Errorf("%s with %s is not seen to be wider", file, change[1])
+		}
+	}
 }
 
 // A hub takes the one subscription it documents, and topics with something after the

@@ -431,3 +431,10 @@ func FuzzLists(f *testing.F) {
 		}
 	})
 }
+
+// A rule that nobody has validated is refused or taken, and nothing worse.
+func TestCheckAnyFilter(t *testing.T) {
+	for _, filter := range []string{"", "$", "/", "//", "{id}", "{label.}", "{", "#", "+", "\xff", "+/#/+"} {
+		_ = azureiot.Target().Check(inventory.Profile{Name: "p", Policy: topic.Policy{Rules: []topic.Rule{{Action: topic.Receive, Filter: filter}, {Filter: filter}}}}) // either is right
+	}
+}
