@@ -21,6 +21,7 @@
 package artemis
 
 import (
+	"crypto/x509"
 	_ "embed"
 	"fmt"
 	"io/fs"
@@ -106,6 +107,7 @@ func newTarget(rule func(topic.Rule) (string, []string)) templates.Target {
 		NotEnforced: []string{
 			"a client identifier is not bound to its user: one device can end the session of another with it",
 			"a shared subscription is allowed wherever the filter in it is; with another's client identifier as its group it takes messages from that one's subscription to the same filter",
+			"narrower: the last will of a device with a certificate is not published, since the broker looks for the certificate when the connection is gone",
 			"narrower: a + matches no empty level, and neither does a # a single empty one",
 		},
 	})
@@ -156,20 +158,39 @@ func checkFilter(id inventory.DeviceID, f topic.Filter) error {
 	return nil
 }
 
-// subject is the name in the certificate of a device as Java writes it (RFC 2253): the
-// other way round than it is encoded.
+// subject is the name in the certificate of a device as Java writes it (X500Name): the
+// other way round than it is encoded, and in quotes what has a comma in it.
 func subject(id inventory.DeviceID, fleet string) (string, error) {
-	for i, r := range fleet {
-		if !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-_.,&'()/ ", r)) || r == ' ' && (i == 0 || i == len(fleet)-1) {
+	for _, r := range fleet {
+		if !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-_.,&'()/ ", r)) {
 			return "", &inventory.InvalidError{Field: "fleet", Value: fleet, Want: "letters, digits, spaces and -_.,&'()/ for Artemis, which compares the subjects of certificates as text"}
 		}
 	}
 	// What Artemis keeps of a login is by user name, password and subject without
-	// anything between them, "null" where there is none.
-	if fleet == "" || strings.HasSuffix(fleet, "null") {
-		return "", &inventory.InvalidError{Field: "fleet", Value: fleet, Want: `a name that does not end in "null"`}
+	// anything between them, "unavailable" where there is none.
+	if fleet == "" || strings.TrimSpace(fleet) != fleet || strings.Contains(fleet, "  ") || strings.HasSuffix(fleet, "unavailable") {
+		return "", &inventory.InvalidError{Field: "fleet", Value: fleet, Want: `a name without spaces at its ends or two in a row that does not end in "unavailable", for Artemis`}
 	}
-	return "CN=" + string(id) + ",O=" + strings.ReplaceAll(fleet, ",", `\,`), nil
+	if strings.Contains(fleet, ",") {
+		fleet = `"` + fleet + `"`
+	}
+	return "CN=" + string(id) + ", O=" + fleet, nil
+}
+
+// checkSubject refuses a certificate that Artemis would not take for the device's.
+func checkSubject(e *templates.Entry, fleet string) error {
+	if len(e.Leafs) == 0 {
+		return nil
+	}
+	c, err := x509.ParseCertificate(e.Leafs[len(e.Leafs)-1])
+	if err != nil {
+		return fmt.Errorf("reading certificate of %s: %w", e.ID, err)
+	}
+	n := c.Subject
+	if len(n.Names) != 2 || n.CommonName != string(e.ID) || len(n.Organization) != 1 || n.Organization[0] != fleet || n.Names[1].Value != n.CommonName {
+		return &templates.EntryError{ID: e.ID, Why: fmt.Sprintf("the subject of its certificate is %.128q: Artemis looks for organization and common name, in this order, and nothing else", n.String())}
+	}
+	return nil
 }
 
 // check makes the table of all rights and writes what has to be written from it.

@@ -5,9 +5,7 @@ import (
 	"cmp"
 	"crypto/hkdf"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
-	"fmt"
 	"io"
 	"slices"
 	"strconv"
@@ -53,17 +51,11 @@ func appendCertificate(b []byte, _ int, e *templates.Entry, s *templates.Setting
 	if err != nil {
 		return nil, err
 	}
-	if n := len(e.Leafs); n > 0 {
-		c, err := x509.ParseCertificate(e.Leafs[n-1])
-		if err != nil {
-			return nil, fmt.Errorf("reading certificate of %s: %w", e.ID, err)
-		}
-		if got := c.Subject.String(); got != name {
-			return nil, &templates.EntryError{ID: e.ID, Why: fmt.Sprintf("its certificate is of %.128q, and Artemis would look for %.128q", got, name)}
-		}
+	if err := checkSubject(e, s.Fleet); err != nil {
+		return nil, err
 	}
 	b = append(append(b, e.ID...), '=')
-	b = append(b, strings.ReplaceAll(name, `\`, `\\`)...)
+	b = append(b, name...)
 	return append(b, '\n'), nil
 }
 
