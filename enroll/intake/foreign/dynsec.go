@@ -26,9 +26,9 @@ type dynsecFile struct {
 
 type dynsecClient struct {
 	name, textName, clientID string
-	password, salt, encoded  string
-	iterations               float64
-	disabled                 bool
+	hasPassword, disabled    bool
+	verifier                 inventory.Verifier
+	hashErr                  error
 	roles                    []dynsecRef
 }
 
@@ -97,9 +97,9 @@ func (d *dynsecFile) read(dec *json.Decoder, b *builder) error {
 		},
 		"clients": func() error {
 			return array(dec, func() error {
-				c, err := readDynsecClient(dec)
+				c, v21, err := readDynsecClient(dec)
 				d.clients = append(d.clients, c)
-				d.v21 = d.v21 || c.encoded != ""
+				d.v21 = d.v21 || v21
 				return cmpErr(err, b.cancelled())
 			})
 		},
@@ -118,14 +118,23 @@ func cmpErr(errs ...error) error {
 	return nil
 }
 
-func readDynsecClient(dec *json.Decoder) (dynsecClient, error) {
-	var c dynsecClient
-	err := fields(dec, map[string]any{
+// readDynsecClient reads a client, and whether 2.1 has written it. The password is
+// made a verifier at once: of a hundred thousand, the texts would be heavy.
+func readDynsecClient(dec *json.Decoder) (c dynsecClient, v21 bool, err error) {
+	var password, salt, encoded string
+	var iterations float64
+	err = fields(dec, map[string]any{
 		"username": &c.name, "textname": &c.textName, "clientid": &c.clientID, "disabled": &c.disabled,
-		"password": &c.password, "salt": &c.salt, "iterations": &c.iterations, "encoded_password": &c.encoded,
+		"password": &password, "salt": &salt, "iterations": &iterations, "encoded_password": &encoded,
 		"roles": func() error { return readRefs(dec, &c.roles) },
 	})
-	return c, err
+	c.hasPassword = password != "" || encoded != ""
+	if encoded != "" {
+		c.verifier, c.hashErr = mosquittoHash(encoded)
+	} else if password != "" {
+		c.verifier, c.hashErr = dynsecHash(password, salt, iterations)
+	}
+	return c, encoded != "", err
 }
 
 func readRefs(dec *json.Decoder, into *[]dynsecRef) error {
@@ -209,13 +218,8 @@ func (b *builder) dynsecClient(d *dynsecFile, c *dynsecClient, at place) {
 	if c.clientID != "" && c.clientID != c.name {
 		b.find(Warning, "client-id", c.name, at, "is bound to the client identifier %.128q; here the identifier is the user name", c.clientID)
 	}
-	switch {
-	case c.encoded != "":
-		v, err := mosquittoHash(c.encoded)
-		b.takeHash(u, at, v, err)
-	case c.password != "":
-		v, err := dynsecHash(c)
-		b.takeHash(u, at, v, err)
+	if c.hasPassword {
+		b.takeHash(u, at, c.verifier, c.hashErr)
 	}
 	if groups := d.inGroups[c.name]; len(groups) == 1 {
 		if g, err := inventory.ParseGroup(groups[0].group); err == nil {
@@ -228,11 +232,11 @@ func (b *builder) dynsecClient(d *dynsecFile, c *dynsecClient, at place) {
 }
 
 // dynsecHash reads PBKDF2-HMAC-SHA512 as in a password file.
-func dynsecHash(c *dynsecClient) (inventory.Verifier, error) {
-	if c.iterations < 1 || c.iterations > maxIteration || c.iterations != float64(uint32(c.iterations)) {
+func dynsecHash(password, salt string, iterations float64) (inventory.Verifier, error) {
+	if iterations < 1 || iterations > maxIteration || iterations != float64(uint32(iterations)) {
 		return inventory.Verifier{}, errHash
 	}
-	return decodeBoth(inventory.Verifier{Scheme: inventory.PBKDF2SHA512, Iterations: uint32(c.iterations)}, c.salt, c.password)
+	return decodeBoth(inventory.Verifier{Scheme: inventory.PBKDF2SHA512, Iterations: uint32(iterations)}, salt, password)
 }
 
 // maxLabel is the longest value of a label, in bytes.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // Package json folds the case of keys and lets the last of two win. A broker does
@@ -19,7 +20,7 @@ func object(dec *json.Decoder, take func(key string) (bool, error)) error {
 	if err := delim(dec, '{'); err != nil {
 		return err
 	}
-	seen := make(map[string]bool, 8)
+	var seen keys
 	for dec.More() {
 		tok, err := dec.Token()
 		if err != nil {
@@ -29,10 +30,9 @@ func object(dec *json.Decoder, take func(key string) (bool, error)) error {
 		if !ok {
 			return errShape
 		}
-		if seen[key] {
+		if !seen.add(key) {
 			return fmt.Errorf("the key %.64q is there twice", key)
 		}
-		seen[key] = true
 		wanted, err := take(key)
 		if err != nil {
 			return err
@@ -45,6 +45,31 @@ func object(dec *json.Decoder, take func(key string) (bool, error)) error {
 		}
 	}
 	return delim(dec, '}')
+}
+
+// keys are those of an object so far. Most objects have few.
+type keys struct {
+	few  []string
+	many map[string]bool
+}
+
+// add reports whether the key is new.
+func (k *keys) add(key string) bool {
+	if k.many != nil {
+		known := k.many[key]
+		k.many[key] = true
+		return !known
+	}
+	if slices.Contains(k.few, key) {
+		return false
+	}
+	if k.few = append(k.few, key); len(k.few) > 16 {
+		k.many = make(map[string]bool, 64)
+		for _, f := range k.few {
+			k.many[f] = true
+		}
+	}
+	return true
 }
 
 // array calls take with each element of an array.

@@ -449,6 +449,32 @@ func TestRabbitExpressionNeverWider(t *testing.T) {
 	})
 }
 
+func TestPlainMatch(t *testing.T) {
+	pieces := []string{`a`, `b`, `\.`, `[01]`, `|`, `(`, `)`, `(?:`, `0`, `1`, `\\`, `.`, `-`, `\-`, `$`, `^`}
+	seen := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		text := "^" + strings.Join(rapid.SliceOfN(rapid.SampledFrom(pieces), 0, 6).Draw(rt, "pieces"), "") + "$"
+		re, err := regexp.Compile(text)
+		if err != nil {
+			return
+		}
+		resource := rapid.StringMatching(`[ab01.\\-]{0,4}`).Draw(rt, "resource")
+		got, ok := plainMatch(text, resource)
+		if ok {
+			seen++
+		}
+		if ok && got != re.MatchString(resource) {
+			rt.Fatalf("%q and %q: %v", text, resource, got)
+		}
+	})
+	if seen == 0 {
+		t.Error("no expression was plain")
+	}
+	if got, ok := plainMatch(`^(amq\.topic|mqtt-subscription-dev1qos[01])$`, "mqtt-subscription-dev1qos1"); !got || !ok {
+		t.Errorf("plainMatch = %v, %v", got, ok)
+	}
+}
+
 func TestRabbitExpression(t *testing.T) {
 	for _, tt := range []struct {
 		text string

@@ -22,8 +22,11 @@ type rabbitFile struct {
 }
 
 type rabbitUser struct {
-	name, hash, algorithm, plain string
-	tags                         []string
+	name                       string
+	tags                       []string
+	hasPassword, withAlgorithm bool
+	verifier                   inventory.Verifier
+	hashErr                    error
 }
 
 type rabbitPermission struct{ configure, write, read string }
@@ -61,7 +64,14 @@ func (d *rabbitFile) readUsers(dec *json.Decoder, b *builder) error {
 	return array(dec, func() error {
 		var u rabbitUser
 		var tags any
-		err := fields(dec, map[string]any{"name": &u.name, "password_hash": &u.hash, "hashing_algorithm": &u.algorithm, "password": &u.plain, "tags": &tags})
+		var hash, algorithm, plain string
+		err := fields(dec, map[string]any{"name": &u.name, "password_hash": &hash, "hashing_algorithm": &algorithm, "password": &plain, "tags": &tags})
+		u.hasPassword, u.withAlgorithm = hash != "" || plain != "", algorithm != ""
+		if plain != "" {
+			u.hashErr = errPlain
+		} else if hash != "" {
+			u.verifier, u.hashErr = rabbitHash(hash, algorithm)
+		}
 		switch t := tags.(type) {
 		case string: // before 3.8
 			u.tags = strings.FieldsFunc(t, func(r rune) bool { return r == ',' || r == ' ' })
@@ -109,20 +119,18 @@ func (b *builder) rabbitUser(d *rabbitFile, r *rabbitUser, at place, compiled ma
 		u.problem("has a tag of the management interface, and is no device")
 		b.find(Error, "superuser", r.name, at, "has the tags %.128q: it may use the management interface", strings.Join(r.tags, " "))
 	}
-	switch {
-	case r.plain != "":
-		b.takeHash(u, at, noVerifier(), errPlain)
-	case r.hash != "":
-		if r.algorithm == "" {
+	if r.hasPassword {
+		if !r.withAlgorithm && r.hashErr == nil {
 			b.find(Warning, "hash", r.name, at, "no hashing_algorithm is given: it is taken for SHA-256, which is the default")
 		}
-		v, err := rabbitHash(r.hash, r.algorithm)
-		b.takeHash(u, at, v, err)
+		b.takeHash(u, at, r.verifier, r.hashErr)
 	}
 	if d.elsewhere[r.name] {
 		b.find(Note, "elsewhere", r.name, at, "has rights on another virtual host or exchange: they are left out")
 	}
 	u.grants = b.rabbitGrants(d, r.name, at, compiled)
+	delete(d.permissions, r.name) // a fleet's are many
+	delete(d.topics, r.name)
 }
 
 func (b *builder) rabbitGrants(d *rabbitFile, name string, at place, compiled map[string]*regexp.Regexp) []topic.Grant {
@@ -158,6 +166,9 @@ func (b *builder) rabbitMatch(compiled map[string]*regexp.Regexp, name string, a
 	if expression == "" {
 		return false
 	}
+	if match, ok := plainMatch(expression, resource); ok {
+		return match
+	}
 	re, known := compiled[expression]
 	if !known {
 		var err error
@@ -173,6 +184,52 @@ func (b *builder) rabbitMatch(compiled map[string]*regexp.Regexp, name string, a
 		return false
 	}
 	return re.MatchString(resource)
+}
+
+// plainMatch evaluates an expression that is a list of words, as those for one device
+// are, without compiling it: "^(amq\.topic|mqtt-subscription-dev1qos[01])$". It reports
+// whether the expression is one.
+func plainMatch(expression, resource string) (match, ok bool) {
+	if expression == ".*" {
+		return true, true
+	}
+	body, open := strings.CutPrefix(expression, "^")
+	body, shut := strings.CutSuffix(body, "$")
+	if !open || !shut || len(splitTop(body)) > 1 {
+		return false, false
+	}
+	for _, word := range splitTop(ungroup(body)) {
+		same, plain := sameWord(word, resource)
+		if !plain {
+			return false, false
+		}
+		match = match || same
+	}
+	return match, true
+}
+
+// sameWord compares an expression without operators, but for [01], with text.
+func sameWord(word, text string) (same, plain bool) {
+	same = true
+	for i := 0; i < len(word); i++ {
+		var one string // what may stand here
+		switch c := word[i]; {
+		case strings.HasPrefix(word[i:], "[01]"):
+			one = "01"
+			i += len("[01]") - 1
+		case c == '\\' && i+1 < len(word) && !isWordByte(word[i+1]):
+			i++
+			one = word[i : i+1]
+		case c >= 0x80 || strings.IndexByte(special, c) >= 0:
+			return false, false
+		default:
+			one = word[i : i+1]
+		}
+		if same = same && text != "" && strings.IndexByte(one, text[0]) >= 0; same {
+			text = text[1:]
+		}
+	}
+	return same && text == "", true
 }
 
 // rabbitFilters makes grants of an expression over routing keys.
