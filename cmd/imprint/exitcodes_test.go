@@ -20,6 +20,7 @@ import (
 	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/inventory/topic"
 	"github.com/imprint-iot/imprint/templates"
+	"github.com/imprint-iot/imprint/templates/doctor"
 )
 
 // Errors that exitCode does not name, and why it gives the right answer all the
@@ -134,12 +135,14 @@ func exportedErrors(t *testing.T, p goPackage) []string {
 // TestExitCodes holds the table of exitHelp, through whatever an error is wrapped in.
 func TestExitCodes(t *testing.T) {
 	for want, errs := range map[int][]error{
+		exitFound: {foundError{errors.New("x")}},
 		exitUsage: {usageErrorf("x")},
 		exitData: {
 			enroll.ErrRejected, &intake.ImportError{}, &inventory.InvalidError{}, &ca.RequestError{}, &ca.ConfigError{}, &topic.PolicyError{},
 			&topic.SyntaxError{}, &templates.InexpressibleError{}, &templates.EntryError{}, inventory.ErrNotFound, durable.ErrTooLarge, durable.ErrNotRegular,
+			doctor.ErrUnknownKind,
 		},
-		exitUnavailable: {ca.ErrKeyUnavailable, ca.ErrExpired, enroll.ErrNoIssuer, templates.ErrStale},
+		exitUnavailable: {ca.ErrKeyUnavailable, ca.ErrExpired, enroll.ErrNoIssuer, templates.ErrStale, doctor.ErrNoEndpoint},
 		exitInternal:    {errors.New("nobody thought of it"), &ca.LintError{}, ca.ErrSpent, templates.ErrParseBack},
 		exitIO: {
 			inventory.ErrFull, inventory.ErrStopped, inventory.ErrCorrupt, templates.ErrManifest, backupError{}, syscall.ENOSPC,
