@@ -96,6 +96,9 @@ func (b *Broker) Ask(ctx context.Context, devices []Device, questions []Question
 		return r, err
 	}
 	var all errgroup.Group // most of the time is spent in waiting
+	if b.Observer == nil {
+		all.SetLimit(1) // devices publish for one another, and each has one session
+	}
 	for i := range devices {
 		d := &devices[i]
 		if !b.reachable(d) {
