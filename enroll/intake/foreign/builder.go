@@ -105,6 +105,7 @@ func show(name string) string {
 
 // finish makes the plan of what was read.
 func (b *builder) finish(kind string) *Plan {
+	b.users = nil // all are in order
 	devices := make([]Device, len(b.order))
 	b.identify(devices)
 	b.sharedPasswords()

@@ -59,6 +59,17 @@ const (
 	dynsecSubscribePattern = "subscribePattern"
 )
 
+// dynsecKind is the kind itself, so that not every rule keeps a text of its own; ""
+// for those that are not about rights, as to unsubscribe.
+func dynsecKind(kind string) string {
+	for _, k := range []string{dynsecSend, dynsecReceive, dynsecSubscribeLiteral, dynsecSubscribePattern} {
+		if k == kind {
+			return k
+		}
+	}
+	return ""
+}
+
 func (b *builder) dynsec(t *tree) error {
 	name, err := t.one(roleDynsec)
 	if err != nil {
@@ -187,7 +198,9 @@ func (d *dynsecFile) readRole(dec *json.Decoder) error {
 			return array(dec, func() error {
 				var r dynsecRule
 				err := fields(dec, map[string]any{"acltype": &r.kind, "topic": &r.filter, "priority": &r.priority, "allow": &r.allow})
-				rules = append(rules, r)
+				if r.kind = dynsecKind(r.kind); r.kind != "" {
+					rules = append(rules, r)
+				}
 				return err
 			})
 		},

@@ -2,6 +2,7 @@ package foreign
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"slices"
 	"strings"
 
@@ -85,10 +86,12 @@ func suggest(name string) inventory.DeviceID {
 
 // sharedPasswords finds users whose lines were copied: the same salt and hash.
 func (b *builder) sharedPasswords() {
-	seen := map[string]*user{}
+	seen := make(map[[sha256.Size]byte]*user, len(b.order))
+	var text []byte
 	for _, u := range b.order {
 		for _, v := range u.verifiers {
-			key := v.Scheme.String() + "\x00" + string(v.Salt) + "\x00" + string(v.Hash)
+			text = append(append(append(text[:0], byte(v.Scheme), byte(len(v.Salt))), v.Salt...), v.Hash...)
+			key := sha256.Sum256(text)
 			first, ok := seen[key]
 			if !ok {
 				seen[key] = u

@@ -46,6 +46,7 @@ func (b *builder) reconstruct(devices []Device) []inventory.Profile {
 			continue
 		}
 		rules := b.rulesOf(u, verdicts) // also of who is not taken over: a wildcard is dangerous now
+		u.grants = nil
 		if len(u.problems) > 0 || devices[i].ID == "" {
 			continue
 		}
