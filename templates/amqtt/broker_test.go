@@ -182,6 +182,8 @@ func TestRevoke(t *testing.T) {
 	r := start(t, f)
 	o, seen := observer(t, r, f)
 	_, revoked := r.mustConnect(t, f, login{id: "dev-10", certificate: &dev10, will: "fleet/dev-10/state"})
+	// The broker does not end the first of two with a clean session, and forgets it.
+	_, forgotten := r.mustConnect(t, f, login{id: "dev-1", user: "dev-1", password: "correct horse", will: "fleet/dev-1/state"})
 	_, gone := r.mustConnect(t, f, login{id: "dev-1", user: "dev-1", password: "correct horse", will: "fleet/dev-1/state"})
 	_, changed := r.mustConnect(t, f, login{id: "Dev-2", user: "Dev-2", password: "battery staple", keep: true})
 	_, stays := r.mustConnect(t, f, login{id: "dev-3", certificate: &dev3})
@@ -195,7 +197,7 @@ func TestRevoke(t *testing.T) {
 		}
 	}
 	r.reload(t, f)
-	for what, ended := range map[string]<-chan struct{}{"a revoked certificate": revoked, "a device that is gone": gone, "an old password": changed} {
+	for what, ended := range map[string]<-chan struct{}{"a revoked certificate": revoked, "a device that is gone": gone, "a device whose connection was forgotten": forgotten, "an old password": changed} {
 		select {
 		case <-ended:
 		case <-time.After(10 * time.Second):
