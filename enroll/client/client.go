@@ -148,6 +148,12 @@ func (c *Client) Orders(ctx context.Context) (Answer[api.Orders], error) {
 	return out, nil
 }
 
+// MQTTToken asks for a token with which to log in to a broker, with the certificate of
+// the Config. The dialect is that of the broker: "emqx" or "hivemq".
+func (c *Client) MQTTToken(ctx context.Context, dialect string) (Answer[api.MQTTTokenResponse], error) {
+	return call[api.MQTTTokenResponse](ctx, c, http.MethodPost, api.PathMQTTToken, "", api.MQTTTokenRequest{Dialect: dialect})
+}
+
 // TrustBundle returns the roots of the fleet, PEM.
 func (c *Client) TrustBundle(ctx context.Context) (Answer[[]byte], error) {
 	var out Answer[[]byte]

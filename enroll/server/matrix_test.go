@@ -97,9 +97,9 @@ var roleMatrix = map[string]string{
 	"POST /.well-known/est/simpleenroll": "device station", "POST /.well-known/est/{label}/simpleenroll": "device station",
 	"POST /.well-known/est/serverkeygen": "device station", "POST /.well-known/est/{label}/serverkeygen": "device station",
 	// With a certificate only, whatever the token.
-	"POST /v1/renew": "", "POST /v1/enrollstatus": "", "GET /v1/orders": "", "POST /.well-known/est/simplereenroll": "", "POST /.well-known/est/{label}/simplereenroll": "",
+	"POST /v1/renew": "", "POST /v1/enrollstatus": "", "GET /v1/orders": "", "POST /v1/mqtt-token": "", "POST /.well-known/est/simplereenroll": "", "POST /.well-known/est/{label}/simplereenroll": "",
 	// For everybody.
-	"GET /v1/trust-bundle": "*", "GET /v1/openapi.yaml": "*", "GET /healthz": "*", "GET /readyz": "*", "GET /crl/{file}": "*",
+	"GET /v1/trust-bundle": "*", "GET /v1/jwks.json": "*", "GET /v1/openapi.yaml": "*", "GET /healthz": "*", "GET /readyz": "*", "GET /crl/{file}": "*",
 	"POST /ocsp": "*", "GET /ocsp/{request...}": "*", "GET /.well-known/est/cacerts": "*", "GET /.well-known/est/{label}/cacerts": "*",
 	"GET /.well-known/est/csrattrs": "*", "GET /.well-known/est/{label}/csrattrs": "*",
 	"POST /.well-known/est/fullcmc": "*", "POST /.well-known/est/{label}/fullcmc": "*",

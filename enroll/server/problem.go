@@ -73,6 +73,8 @@ func toProblem(err error) *problem {
 		return &problem{code: api.CodeCertified, detail: "the device has a certificate for another key"}
 	case isA[*enroll.StateError](err):
 		return &problem{code: api.CodeDeviceState, detail: "the device is suspended, revoked or retired"}
+	case errors.Is(err, enroll.ErrNoTokenKey):
+		return &problem{code: api.CodeNotImplemented, detail: "no tokens for brokers are made here"}
 	case errors.Is(err, enroll.ErrDenied):
 		return &problem{code: api.CodeRoleDenied}
 	case errors.Is(err, inventory.ErrNotFound):

@@ -53,7 +53,7 @@ const (
 
 // table is all that can be asked. The matrix of roles in the tests is made of it.
 func (s *Server) table() []route {
-	return slices.Concat(s.estRoutes(), s.deviceRoutes(), s.operatorRoutes(), s.statusRoutes(), s.healthRoutes(), s.webhookRoutes())
+	return slices.Concat(s.estRoutes(), s.deviceRoutes(), s.operatorRoutes(), s.statusRoutes(), s.mqttTokenRoutes(), s.healthRoutes(), s.webhookRoutes())
 }
 
 // A call is one request on its way through a route.

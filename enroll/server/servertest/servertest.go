@@ -41,6 +41,9 @@ type Options struct {
 	Grace    time.Duration    // of the profile default
 	Validity ca.Duration      // of device certificates
 
+	// TokenSigner opens the key of tokens for brokers; nil means that none are made.
+	TokenSigner func(context.Context) (crypto.Signer, error)
+
 	Log *slog.Logger // nil means none
 
 	// Wrap, if it is set, stands between the registrar and the store.
@@ -120,7 +123,7 @@ func Start(tb testing.TB, o Options) *Fleet {
 	told := &watched{Store: f.Store}
 	keys := f.found(o)
 	f.Registrar, err = enroll.New(enroll.Config{
-		Store: told, Organization: "acme", TrustDomain: "acme", Now: o.Now,
+		Store: told, Organization: "acme", TrustDomain: "acme", Now: o.Now, TokenSigner: o.TokenSigner,
 		Open: func(_ context.Context, iss inventory.Issuer) (*ca.Issuer, error) {
 			cert, err := x509.ParseCertificate(iss.Certificate)
 			if err != nil {
