@@ -119,7 +119,7 @@ func (b *builder) finish(kind string) *Plan {
 			d.Profile = cmp.Or(u.profile, b.o.Profile)
 		}
 		if d.Profile == "" && !u.ruled {
-			u.problem("the source says nothing of its rights: name a profile")
+			u.problem(problemNoProfile)
 		}
 		if d.ID != "" && d.Profile != "" {
 			b.check(u, d)
@@ -135,6 +135,9 @@ func (b *builder) finish(kind string) *Plan {
 	sortFindings(b.findings)
 	return &Plan{Kind: kind, Devices: devices, Profiles: profiles, Findings: b.findings}
 }
+
+// problemNoProfile is the one problem that another source can solve: see [Merge].
+const problemNoProfile = "the source says nothing of its rights: name a profile"
 
 // check holds a device to the grammar of the inventory.
 func (b *builder) check(u *user, d *Device) {

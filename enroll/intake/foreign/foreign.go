@@ -3,7 +3,8 @@
 //
 // [Read] makes a [Plan]: what could be taken over, device by device, and what
 // could not, or should not be. It writes nothing and asks nobody. [Plan.Apply]
-// then hands the devices to a registrar, one change each.
+// then hands the devices to a registrar, one change each. [Merge] joins what several
+// sources know of one fleet.
 //
 // Two promises hold for every kind. A reconstructed profile never gives a device
 // more than its source did: a rule that cannot be said exactly is dropped, and a
