@@ -59,12 +59,12 @@ var keystoreText string
 //go:embed README.md.tmpl
 var readmeText string
 
-// manyFilters is above what Artemis should match against: each wildcard is a regular
-// expression that is tried for every new topic.
+// manyDevices is above what Artemis should have settings for: each filter with a
+// wildcard is a regular expression that is tried for every new topic.
 const manyDevices = 10_000
 
-const latency = "new connections: certificates once the trust store has been touched, and at most 10 seconds; passwords at most 10 seconds (a cache); " +
-	"an open session loses its rights within 10 seconds, too, and goes on without any until it is closed"
+const latency = "new connections: a certificate within 5 seconds of the trust store being touched, a password within 10 seconds (a cache); " +
+	"an open session of a device that is gone loses its rights within 10 seconds, any other goes on until it is closed"
 
 // Target returns ActiveMQ Artemis as a target.
 func Target() templates.Target { return newTarget(why) }
@@ -106,6 +106,7 @@ func newTarget(rule func(topic.Rule) (string, []string)) templates.Target {
 		},
 		NotEnforced: []string{
 			"a client identifier is not bound to its user: one device can end the session of another with it",
+			"a denied SUBSCRIBE to $share/CLIENTID/FILTER deletes the subscription that the client with that identifier has to the filter",
 			"a shared subscription is allowed wherever the filter in it is; with another's client identifier as its group it takes messages from that one's subscription to the same filter",
 			"narrower: the last will of a device with a certificate is not published, since the broker looks for the certificate when the connection is gone",
 			"narrower: a + matches no empty level, and neither does a # a single empty one",

@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -126,17 +125,7 @@ func TestEvaluator(t *testing.T) {
 	devices := f.ProofDevices(t)
 	dir := t.TempDir()
 	export(t, artemis.Target(), dir, f)
-	read, ok := artemis.Target().(interface {
-		Evaluator(src fs.FS) (proof.Evaluator, error)
-	})
-	if !ok {
-		t.Fatal("the target has no evaluator")
-	}
-	e, err := read.Evaluator(os.DirFS(dir))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := proof.Evaluate("artemis", e, proof.Questions(devices))
+	r, err := proof.Evaluate("artemis", evaluator(t, dir), proof.Questions(devices))
 	if err != nil {
 		t.Fatal(err)
 	}
