@@ -35,8 +35,13 @@ curl              | curl                   | talks to the server as a script doe
 strongswan-pki    | pki                    | an EST client
 libstrongswan-extra-plugins | /usr/lib/ipsec/plugins/libstrongswan-curl.so | lets that client speak HTTPS
 libstrongswan-standard-plugins | /usr/lib/ipsec/plugins/libstrongswan-openssl.so | lets it sign with elliptic curves
-default-jdk-headless | javac               | runs the next one
+default-jdk-headless | javac               | runs two brokers and the next one
 libbcpkix-java    | /usr/share/java/bcpkix.jar | another EST client
+maven             | mvn                    | brings brokers from Maven Central
+nodejs            | node                   | runs brokers from npm
+npm               | npm                    | brings them
+erlang-base       | erl                    | reads what brokers in Erlang read
+erlang-crypto     | /usr/lib/erlang/lib/crypto-*/ebin/crypto.app | and hashes as they do
 python3-venv      | /usr/share/doc/python3-venv/copyright | runs what comes from PyPI
 swtpm             | swtpm                  | a TPM 2.0 in software
 '
@@ -81,7 +86,7 @@ is_there() {
 	case $probe in
 	'') die 70 "the set-up does not know a package $1" ;;
 	*.h) command -v gcc >/dev/null && echo "#include <$probe>" | gcc -E -xc - >/dev/null 2>&1 ;;
-	/*) [ -e "$probe" ] ;;
+	/*) compgen -G "$probe" >/dev/null ;;
 	*) command -v "$probe" >/dev/null ;;
 	esac
 }
@@ -135,6 +140,18 @@ stop_service_of() {
 		if [ -d /run/systemd/system ]; then
 			"${as_root[@]}" systemctl disable "$broker" >/dev/null 2>&1 || true
 		fi
+	done
+}
+
+# need_brokers installs the brokers that come from registries of other languages, and
+# the models of the clouds, each by the script with its name.
+need_brokers() {
+	local script name
+	for script in scripts/lib/brokers/*.sh; do
+		name=$(basename "$script" .sh)
+		# shellcheck disable=SC1090 # each has the function that is called
+		. "$script"
+		"install_$name" || die $exit_unavailable "$name could not be installed: see $script"
 	done
 }
 
