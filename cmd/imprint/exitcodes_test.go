@@ -32,6 +32,7 @@ var answeredBy = map[string]string{
 	"api.ErrToken":              "the server's answer to a peer",
 	"enroll.CertifiedError":     "unwraps to enroll.ErrDenied",
 	"enroll.ErrNoCertificate":   "the server's answer to a peer",
+	"enroll.ErrNoTokenKey":      "the server's answer to a peer",
 	"enroll.ErrNotApproved":     "wraps enroll.ErrDenied",
 	"enroll.ErrQueueFull":       "the server's answer to a peer",
 	"enroll.ErrRevoked":         "the server's answer to a peer",

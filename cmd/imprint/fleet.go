@@ -101,7 +101,7 @@ func (f *fleet) newRegistrar() (*enroll.Registrar, error) {
 	}
 	return enroll.New(enroll.Config{
 		Store: f.store, Open: f.openIssuer, Organization: f.cfg.Name, TrustDomain: f.cfg.TrustDomain,
-		Schemes: schemes, CRLValidity: f.cfg.crlValidity(), Now: f.app.now,
+		Schemes: schemes, CRLValidity: f.cfg.crlValidity(), Now: f.app.now, TokenSigner: f.tokenSigner(),
 	})
 }
 

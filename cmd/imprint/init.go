@@ -299,6 +299,11 @@ func (a *app) reportInit(ctx context.Context) error {
 
 // makeExportKey makes the key that signs manifests.
 func makeExportKey(keys *durable.Dir) error {
+	return makeSigningKey(keys, exportKeyFile, exportPublicFile)
+}
+
+// makeSigningKey makes a key on P-256 that is kept without a passphrase.
+func makeSigningKey(keys *durable.Dir, private, public string) error {
 	key, err := ca.GenerateKey(ca.P256)
 	if err != nil {
 		return err
@@ -312,7 +317,7 @@ func makeExportKey(keys *durable.Dir) error {
 		return fmt.Errorf("encoding key: %w", err)
 	}
 	return errors.Join(
-		keys.WriteFile(exportKeyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600),
-		keys.WriteFile(exportPublicFile, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), 0o644),
+		keys.WriteFile(private, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600),
+		keys.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), 0o644),
 	)
 }

@@ -155,6 +155,11 @@ func newService(ctx context.Context, f *fleet, log *slog.Logger, o serveOptions)
 	if err := f.OpenIssuers(ctx); err != nil {
 		return nil, err
 	}
+	if f.cfg.Server.MQTTTokens {
+		if _, err := f.TokenKeys(ctx); err != nil { // made now, so that brokers can be given it
+			return nil, err
+		}
+	}
 	makers, err := f.makers(&cfg)
 	if err != nil {
 		return nil, err

@@ -22,6 +22,7 @@ type serverConfig struct {
 	Labels        map[string]labelConfig `yaml:"est-labels,omitempty"`
 	Makers        []makerConfig          `yaml:"makers,omitempty"`
 	MaxClockJump  ca.Duration            `yaml:"max-clock-jump,omitempty"` // default 30d
+	MQTTTokens    bool                   `yaml:"mqtt-tokens,omitempty"`    // make short-lived tokens for brokers; needs a restart
 }
 
 // limitsConfig is [server.Limits]: zero means its default, a negative number none.
