@@ -15,7 +15,7 @@ const reportWidth = 80
 // writeReport writes a report for a person: the worst first, a rule's reason and fix
 // once, below all the places where it does not hold.
 func writeReport(w io.Writer, r doctor.Report) {
-	n := map[doctor.Severity]int{}
+	n := make(map[doctor.Severity]int)
 	for _, f := range r.Findings {
 		n[f.Severity]++
 	}
