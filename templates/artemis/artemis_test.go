@@ -2,7 +2,7 @@ package artemis_test
 
 import (
 	"crypto/pbkdf2"
-	"crypto/sha1" //nolint:gosec // Artemis knows no other
+	"crypto/sha1"
 	"errors"
 	"fmt"
 	"io/fs"

@@ -180,11 +180,7 @@ func prefixes(list []topic.Filter, begin, text string) int {
 // with returns the filters that begin with text.
 func (t *table) with(text string) []topic.Filter {
 	from, _ := slices.BinarySearch(t.wild, topic.Filter(text))
-	to := from
-	if text == "" {
-		return t.wild
-	}
-	to, _ = slices.BinarySearchFunc(t.wild[from:], text, func(f topic.Filter, text string) int {
+	to, _ := slices.BinarySearchFunc(t.wild[from:], text, func(f topic.Filter, text string) int {
 		if strings.HasPrefix(string(f), text) {
 			return -1
 		}

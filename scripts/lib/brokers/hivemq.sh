@@ -4,10 +4,10 @@
 # shellcheck shell=bash
 
 # install_hivemq builds it into ${IMPRINT_BROKERS:-~/.cache/imprint-brokers}/hivemq
-# from templates/hivemq/hivemqtest/testdata, unless that has been built. The working
+# from templates/hivemq/testdata/broker, unless that has been built. The working
 # directory is the root of the repository.
 install_hivemq() {
-	local dir="${IMPRINT_BROKERS:-$HOME/.cache/imprint-brokers}/hivemq" src=templates/hivemq/hivemqtest/testdata
+	local dir="${IMPRINT_BROKERS:-$HOME/.cache/imprint-brokers}/hivemq" src=templates/hivemq/testdata/broker
 	if [ -e "$dir/lib" ] && diff -rq "$src" "$dir/src" >/dev/null 2>&1; then
 		return
 	fi
