@@ -312,7 +312,7 @@ func (k *Kit) files(s *Setting) []PlanFile {
 }
 
 func (k *Kit) render(v View, s *Setting, out *Output) error {
-	if err := CheckPKI(v, out); err != nil {
+	if err := checkPKI(v, out, k.omits()); err != nil {
 		return err
 	}
 	if k.Check != nil {

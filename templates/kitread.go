@@ -146,6 +146,6 @@ func (v *kitView) Carry(e Entry) (Entry, bool) {
 }
 
 // Omits implements [Partial].
-func (v *kitView) Omits() Omits {
-	return Omits{Node: v.kit.NoNode, Trust: v.kit.NoTrust, CRLs: !v.kit.Caps.CRL}
-}
+func (v *kitView) Omits() Omits { return v.kit.omits() }
+
+func (k *Kit) omits() Omits { return Omits{Node: k.NoNode, Trust: k.NoTrust, CRLs: !k.Caps.CRL} }

@@ -24,9 +24,12 @@ const (
 // certificate must fit its key, the trust bundle must hold CA certificates, and
 // each CRL must be signed by one of them. It warns of an issuer of client
 // certificates that has no CRL: OpenSSL then refuses its devices.
-func CheckPKI(v View, out *Output) error {
+func CheckPKI(v View, out *Output) error { return checkPKI(v, out, Omits{}) }
+
+// checkPKI is CheckPKI for files that do not hold all of it.
+func checkPKI(v View, out *Output, omits Omits) error {
 	n := v.Node()
-	if _, err := tls.X509KeyPair(n.ServerChain, n.ServerKey.Reveal()); err != nil {
+	if _, err := tls.X509KeyPair(n.ServerChain, n.ServerKey.Reveal()); err != nil && !omits.Node {
 		return fmt.Errorf("server certificate of %s: %w", n.Name, err)
 	}
 	cas, err := parseCertificates(v.TrustBundle())
@@ -52,7 +55,7 @@ func CheckPKI(v View, out *Output) error {
 		if !ca.IsCA {
 			return fmt.Errorf("trust bundle: %.128q is not a CA certificate", ca.Subject.CommonName)
 		}
-		if !covered[i] && issuesClients(ca) {
+		if !covered[i] && !omits.CRLs && issuesClients(ca) {
 			out.Warn(fmt.Sprintf("there is no CRL of %.128q: a broker refuses its devices", ca.Subject.CommonName))
 		}
 	}

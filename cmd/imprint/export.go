@@ -16,16 +16,19 @@ import (
 	"github.com/imprint-iot/imprint/templates"
 	"github.com/imprint-iot/imprint/templates/aedes"
 	"github.com/imprint-iot/imprint/templates/akenza"
+	"github.com/imprint-iot/imprint/templates/amqtt"
 	"github.com/imprint-iot/imprint/templates/artemis"
 	"github.com/imprint-iot/imprint/templates/awsiot"
 	"github.com/imprint-iot/imprint/templates/azureiot"
 	"github.com/imprint-iot/imprint/templates/emqx"
 	"github.com/imprint-iot/imprint/templates/flashmq"
 	"github.com/imprint-iot/imprint/templates/hivemq"
+	"github.com/imprint-iot/imprint/templates/mochi"
 	"github.com/imprint-iot/imprint/templates/mosca"
 	"github.com/imprint-iot/imprint/templates/mosquitto"
 	"github.com/imprint-iot/imprint/templates/nats"
 	"github.com/imprint-iot/imprint/templates/rabbitmq"
+	"github.com/imprint-iot/imprint/templates/rumqttd"
 	"github.com/imprint-iot/imprint/templates/vernemq"
 )
 
@@ -43,6 +46,9 @@ func targets() []templates.Target {
 		artemis.Target(),
 		aedes.Target(),
 		mosca.Target(),
+		mochi.Target(),
+		amqtt.Target(),
+		rumqttd.Target(),
 		awsiot.Target(),
 		azureiot.Target(),
 		akenza.Target(),
