@@ -208,7 +208,7 @@ func dial(t *testing.T, l login) (*session, error) {
 	}
 	c.UsernameFlag, c.Username, c.PasswordFlag, c.Password = l.user != "", l.user, l.password != "", []byte(l.password)
 	if l.will != "" {
-		c.WillFlag, c.WillTopic, c.WillMessage, c.WillProperties = true, l.will, []byte("will of " + l.clientID), &packets.Properties{}
+		c.WillFlag, c.WillTopic, c.WillMessage, c.WillProperties = true, l.will, []byte("will of "+l.clientID), &packets.Properties{}
 	}
 	r := bufio.NewReader(conn)
 	if err := s.send(p); err != nil {

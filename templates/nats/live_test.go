@@ -323,3 +323,32 @@ func (o *ops) request(subject, body string, into any) {
 		}
 	}
 }
+
+// The server's own protocol is closed to devices, and to those who say nothing.
+func TestOwnProtocol(t *testing.T) {
+	s := run(t, nats.Password, fleet(t))
+	for _, who := range []string{`"user":"dev-1","pass":"correct horse"`, `"user":"imprint:nobody","pass":""`, `"verbose":false`} {
+		conn, err := net.DialTimeout("tcp", s.clients, patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() }) // of a test
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(conn, "CONNECT {%s}\r\nPING\r\n", who); err != nil {
+			t.Fatal(err)
+		}
+		r := bufio.NewReader(conn)
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil || strings.HasPrefix(line, "-ERR 'Authorization Violation'") {
+				break
+			}
+			if strings.HasPrefix(line, "PONG") {
+				t.Errorf("%s is let in", who)
+				break
+			}
+		}
+	}
+}

@@ -31,10 +31,13 @@ package nats
 import (
 	"bytes"
 	"cmp"
+	"crypto/x509"
 	_ "embed" // the texts
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
+	"slices"
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/durable"
@@ -42,7 +45,7 @@ import (
 	"github.com/imprint-iot/imprint/templates/proof"
 )
 
-// Version is the version of the server that is written for: any of 2.10 and later.
+// Version is the version of the server that is written for.
 const Version = "2"
 
 // Forms of the export.
@@ -202,12 +205,15 @@ func check(v templates.View, s *templates.Setting, out *templates.Output) error 
 		return errors.New("the NATS server knows a device by the SPIFFE ID in its certificate: want a trust domain")
 	}
 	out.Warn("the NATS server does not keep a client identifier to its device: one device can end the session of another")
-	n, bare := 0, 0
+	n, bare, nameless := 0, 0, 0
 	for e, err := range v.Entries() {
 		if err != nil {
 			return err
 		}
 		n++
+		if s.Form != Password && e.Certificate && !named(&e, s.TrustDomain) {
+			nameless++
+		}
 		if s.Form != Both {
 			continue
 		}
@@ -220,8 +226,25 @@ func check(v templates.View, s *templates.Setting, out *templates.Output) error 
 	if bare > 0 {
 		out.Warn(fmt.Sprintf("%d devices have no certificate, and cannot connect without one", bare))
 	}
+	if nameless > 0 {
+		out.Warn(fmt.Sprintf("%d devices have a certificate without the SPIFFE ID %s in it, and cannot connect with it", nameless, spiffe(s.TrustDomain, "ID")))
+	}
 	if n > manyDevices {
 		out.Warn(fmt.Sprintf("more than %d devices: the NATS server goes through all of them at every reload, and for each certificate that it does not know", manyDevices))
 	}
 	return nil
+}
+
+// named reports whether the newest certificate of a device has its SPIFFE ID, as far
+// as it is known.
+func named(e *templates.Entry, trustDomain string) bool {
+	if len(e.Leafs) == 0 {
+		return true
+	}
+	c, err := x509.ParseCertificate(e.Leafs[len(e.Leafs)-1])
+	if err != nil {
+		return false
+	}
+	want := spiffe(trustDomain, e.ID)
+	return slices.ContainsFunc(c.URIs, func(u *url.URL) bool { return u.String() == want })
 }

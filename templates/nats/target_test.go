@@ -1,6 +1,7 @@
 package nats_test
 
 import (
+	"crypto/x509"
 	"flag"
 	"io/fs"
 	"iter"
@@ -157,6 +158,35 @@ func TestTrustDomain(t *testing.T) {
 	}
 	if err := writeErr(t, t.TempDir(), inDomain{f, ""}, templates.Options{Now: f.Now, Form: nats.Password}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A certificate that names no user is told of.
+func TestWarnings(t *testing.T) {
+	f := fleet(t)
+	f.Devices[0].Leafs = [][]byte{signed(t, f.PKI, func(c *x509.Certificate) { c.Subject.CommonName = "dev-1" }).Certificate[0]}
+	f.Devices[1].Certificate = false
+	for form, want := range map[string][]string{
+		nats.Certificate: {"client identifier", "1 devices have a certificate without the SPIFFE ID spiffe://acme.example/device/ID"},
+		nats.Both:        {"client identifier", "1 devices have no certificate", "1 devices have a certificate without"},
+		nats.Password:    {"client identifier"},
+	} {
+		var got []string
+		if err := writeErr(t, t.TempDir(), f, templates.Options{Form: form, Warn: func(text string) { got = append(got, text) }}); err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range want {
+			if !slices.ContainsFunc(got, func(g string) bool { return strings.Contains(g, w) }) {
+				t.Errorf("%s: no warning of %q in %q", form, w, got)
+			}
+		}
+		if form == nats.Password && len(got) != len(want) {
+			t.Errorf("%s: %q", form, got)
+		}
+	}
+	f.Devices[0].Verifiers = targettest.Verifiers(t, "dev-1", "x")[:5] // without bcrypt
+	if err := writeErr(t, t.TempDir(), f, templates.Options{Form: nats.Both}); err == nil {
+		t.Error("the password of a device is left out beside its certificate")
 	}
 }
 

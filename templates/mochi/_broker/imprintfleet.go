@@ -89,7 +89,7 @@ func (f *Fleet) loadDevices(name string) error {
 	if err != nil {
 		return err
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }() // read only
 	dec := json.NewDecoder(file)
 	dec.DisallowUnknownFields()
 	for _, want := range []any{json.Delim('{'), "imprint", 1.0, "devices", json.Delim('[')} {
