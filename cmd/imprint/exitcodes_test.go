@@ -40,6 +40,7 @@ var answeredBy = map[string]string{
 	"enroll.ErrScope":           "wraps enroll.ErrDenied",
 	"enroll.StrandedError":      "unwraps to enroll.ErrDenied",
 	"mqtt.RefusedError":         "wrapped by what was tried",
+	"proof.RefusedError":        "wrapped by what was tried",
 	"mqtt.ErrProtocol":          "wrapped by what was tried",
 	"enroll.ErrToken":           "the server's answer to a peer",
 	"enroll.ErrTooOld":          "the server's answer to a peer",

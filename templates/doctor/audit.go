@@ -111,6 +111,10 @@ var errTooLarge = errors.New("file is too large")
 // read reads a file of src.
 func (a *audit) read(name string) ([]byte, error) {
 	a.files[name] = true
+	// Opening a FIFO waits for a writer, so this looks before it opens, and after.
+	if info, err := fs.Stat(a.src, name); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", name)
+	}
 	f, err := a.src.Open(name)
 	if err != nil {
 		return nil, err

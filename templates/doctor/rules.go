@@ -1,5 +1,7 @@
 package doctor
 
+import "slices"
+
 // A Rule is one thing that ought to hold. Its ID stays; the number in it groups:
 // 0 all brokers, 1 Mosquitto, 2 RabbitMQ, 3 EMQX, 4 VerneMQ, 5 FlashMQ, 6 NanoMQ,
 // 7 NATS, 8 HiveMQ, 9 live endpoints.
@@ -84,6 +86,11 @@ const (
 
 // Rules returns the table of all rules, in the order of their IDs.
 func Rules() []Rule {
+	return slices.Concat(clientRules(), hygieneRules(), mosquittoRules(), brokerRules(), endpointRules())
+}
+
+// clientRules are about who gets in, and what that client may do.
+func clientRules() []Rule {
 	return []Rule{
 		{string(rulePlaintext), Error, "A listener takes MQTT without TLS",
 			"Whoever is on the way reads user names, passwords and messages, and can change them.",
@@ -130,6 +137,12 @@ func Rules() []Rule {
 		{string(ruleCRLUnreadable), Error, "A CRL cannot be read",
 			"Brokers do not start with it, or go on without revocation: Mosquitto 2.0 accepts revoked certificates after a reload.",
 			"Write the CRL again, whole, and rename it into place."},
+	}
+}
+
+// hygieneRules are about certificates, files and what is left on.
+func hygieneRules() []Rule {
+	return []Rule{
 		{string(ruleCRLExpired), Error, "A CRL has expired",
 			"Most brokers refuse every client then; others accept revoked ones.",
 			"Publish a new CRL, and have an alarm long before nextUpdate."},
@@ -178,7 +191,12 @@ func Rules() []Rule {
 		{string(ruleCRLForeign), Warning, "A CRL is not signed by a CA of the trust bundle",
 			"It revokes nothing: the CA whose certificates are accepted has another key.",
 			"Use the CRL of the CA that issues the devices' certificates."},
+	}
+}
 
+// mosquittoRules are about Mosquitto and RabbitMQ.
+func mosquittoRules() []Rule {
+	return []Rule{
 		{string(ruleACLMissing), Error, "The ACL file is missing",
 			"Mosquitto 2.0 logs it and allows every topic to everybody, also after a reload.",
 			"Put the file there. Replace it by rename only, never by deleting first."},
@@ -224,7 +242,12 @@ func Rules() []Rule {
 		{string(ruleClientIDPattern), Error, "A topic permission has the placeholder {client_id}",
 			"Before 4.2.4 the value goes into the pattern as it is: a client called .* matches everything. The client chooses it.",
 			"Write the name into the pattern, escaped."},
+	}
+}
 
+// brokerRules are about one other broker each.
+func brokerRules() []Rule {
+	return []Rule{
 		{string(ruleDefaultListener), Error, "A listener without TLS is on by default",
 			"EMQX opens tcp 1883 and ws 8083 on all addresses unless told not to.",
 			"listeners.tcp.default.enable = false, listeners.ws.default.enable = false."},
@@ -264,7 +287,12 @@ func Rules() []Rule {
 		{string(ruleNextExtension), Error, "Who is refused is handed on to the next extension",
 			"With next-extension-instead-of-fail a client that the file does not let in is let in by whichever other extension does.",
 			"Set next-extension-instead-of-fail to false."},
+	}
+}
 
+// endpointRules are about what an endpoint was seen to do.
+func endpointRules() []Rule {
+	return []Rule{
 		{string(rulePlainEndpoint), Error, "The endpoint answers MQTT without TLS",
 			"Whoever is on the way reads user names, passwords and messages, and can change them.",
 			"Serve TLS there, or close the port."},
