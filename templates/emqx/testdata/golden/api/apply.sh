@@ -20,79 +20,92 @@ trap 'rm -rf "$work"' EXIT
 
 call() { curl --silent --show-error --fail --netrc-file "$EMQX_NETRC" "$@"; }
 
-# remove URL: what is not there is removed already.
-remove() {
-	status=$(curl --silent --show-error --netrc-file "$EMQX_NETRC" --request DELETE \
-		--output /dev/null --write-out '%{http_code}' "$1")
-	case $status in
-	204 | 404) ;;
-	*) echo "apply.sh: DELETE $1 is answered with $status" >&2 && exit 1 ;;
-	esac
+# each METHOD URL: one curl for all the names of standard input. Its configuration
+# comes from jq, which quotes as curl does. What is not there has been removed already.
+each() {
+	jq -rR --arg method "$1" --arg url "$2" --arg netrc "$EMQX_NETRC" '
+		"url = \($url + "/" + @uri | tojson)", "request = \($method)", "netrc-file = \($netrc | tojson)",
+		"silent", "show-error", "output = /dev/null", "write-out = \"%{http_code} %{url_effective}\\n\"", "next"' >"$work/calls"
+	curls >"$work/answers"
+	if grep -v -e '^204 ' -e '^404 ' "$work/answers" >&2; then
+		echo "apply.sh: EMQX has refused what is above" >&2
+		exit 1
+	fi
 }
 
-# names URL KEY: the names in a list of the API, page by page, sorted.
+# curls runs what is in $work/calls, without the word next at its end.
+curls() {
+	[ -s "$work/calls" ] || return 0
+	sed '$d' "$work/calls" >"$work/config"
+	curl --fail-early --config "$work/config"
+}
+
+# names URL KEY: the names in a list of the API, page by page, into $work/have.
 names() {
 	page=1
+	: >"$work/have"
 	while :; do
-		call "$1?page=$page&limit=1000" >"$work/page"
-		jq -r --arg key "$2" '.data[][$key]' "$work/page"
-		[ "$(jq '.data | length' "$work/page")" -eq 1000 ] || break
+		call --output "$work/page" "$1?page=$page&limit=1000"
+		jq -r --arg key "$2" '.data[][$key]' "$work/page" >>"$work/have"
+		rows=$(jq '.data | length' "$work/page")
+		[ "$rows" -eq 1000 ] || break
 		page=$((page + 1))
-	done | LC_ALL=C sort
+	done
+	LC_ALL=C sort -o "$work/have" "$work/have"
 }
 
 # Take away first: users that are gone, then their rules.
-tail -n +2 imprint-users.csv | cut -d , -f 1 | LC_ALL=C sort >"$work/users"
-names "$users/users" user_id >"$work/have"
+tail -n +2 imprint-users.csv >"$work/lines"
+cut -d , -f 1 "$work/lines" >"$work/users"
+LC_ALL=C sort -o "$work/users" "$work/users"
+names "$users/users" user_id
 LC_ALL=C comm -13 "$work/users" "$work/have" >"$work/gone"
-while IFS= read -r name; do
-	remove "$users/users/$(jq -rn --arg s "$name" '$s | @uri')"
-done <"$work/gone"
+each DELETE "$users/users" <"$work/gone"
 
-jq -r .username imprint-rules.ndjson | LC_ALL=C sort >"$work/devices"
-names "$rules" username >"$work/have"
+jq -r .username imprint-rules.ndjson >"$work/devices"
+LC_ALL=C sort -o "$work/devices" "$work/devices"
+names "$rules" username
 LC_ALL=C comm -13 "$work/devices" "$work/have" >"$work/without"
-while IFS= read -r name; do
-	remove "$rules/$(jq -rn --arg s "$name" '$s | @uri')"
-done <"$work/without"
+each DELETE "$rules" <"$work/without"
 cat "$work/without" >>"$work/gone"
 
-# One curl for all devices: its configuration comes from jq, which quotes as curl does.
 jq -r --arg netrc "$EMQX_NETRC" --arg rules "$rules" '
 	"url = \($rules + "/" + .username | tojson)",
 	"request = PUT",
 	"data = \(tojson | tojson)",
 	"header = \"content-type: application/json\"",
 	"netrc-file = \($netrc | tojson)",
-	"silent", "show-error", "fail", "output = /dev/null", "next"' imprint-rules.ndjson | sed '$d' >"$work/put"
-if [ -s "$work/put" ]; then
-	curl --fail-early --config "$work/put"
-fi
+	"silent", "show-error", "fail", "output = /dev/null", "next"' imprint-rules.ndjson >"$work/calls"
+curls
 
 # Then give: new users, and new passwords of old ones.
-tail -n +2 imprint-users.csv | split -l 10000 - "$work/part."
+split -l 10000 "$work/lines" "$work/part."
 for part in "$work"/part.*; do
 	[ -e "$part" ] || continue
-	{ head -n 1 imprint-users.csv && cat "$part"; } >"$work/users.csv"
-	failed=$(call --form "filename=@$work/users.csv;type=text/csv" "$users/import_users?type=hash" | jq '.failed // 0')
+	head -n 1 imprint-users.csv >"$work/users.csv"
+	cat "$part" >>"$work/users.csv"
+	call --output "$work/imported" --form "filename=@$work/users.csv;type=text/csv" "$users/import_users?type=hash"
+	failed=$(jq '.failed // 0' "$work/imported")
 	if [ "${failed:-0}" -ne 0 ]; then
 		echo "apply.sh: EMQX has refused $failed users" >&2
 		exit 1
 	fi
 done
-remove "$api/authorization/cache"
+echo cache >"$work/cache"
+each DELETE "$api/authorization" <"$work/cache"
 
 # Sessions last: whoever is sent away finds the door shut. The ban is for a certificate,
 # until EMQX has the new CRL.
 for name in "$@"; do
-	printf '%s\n' "$name"
-done >>"$work/gone"
-until=$(jq -rn 'now + 600 | floor | todate')
-LC_ALL=C sort -u "$work/gone" | while IFS= read -r name; do
-	id=$(jq -rn --arg s "$name" '$s | @uri')
-	remove "$api/banned/clientid/$id"
-	jq -n --arg who "$name" --arg until "$until" \
-		'{as: "clientid", who: $who, by: "imprint", reason: "revoked", until: $until}' |
-		call --header 'content-type: application/json' --data-binary @- --output /dev/null "$api/banned"
-	remove "$api/clients/$id"
+	printf '%s\n' "$name" >>"$work/gone"
 done
+LC_ALL=C sort -u -o "$work/gone" "$work/gone"
+each DELETE "$api/banned/clientid" <"$work/gone"
+jq -rR --arg until "$(jq -rn 'now + 600 | floor | todate')" --arg url "$api/banned" --arg netrc "$EMQX_NETRC" '
+	"url = \($url | tojson)",
+	"data = \({as: "clientid", who: ., by: "imprint", reason: "revoked", until: $until} | tojson | tojson)",
+	"header = \"content-type: application/json\"",
+	"netrc-file = \($netrc | tojson)",
+	"silent", "show-error", "fail", "output = /dev/null", "next"' "$work/gone" >"$work/calls"
+curls
+each DELETE "$api/clients" <"$work/gone"
