@@ -72,6 +72,8 @@ func Target() templates.Target {
 		Devices: fleet().Devices,
 		Pick:    fleetfile.Pick,
 		Check:   check,
+
+		Evaluator: fleet().Evaluator,
 		Enforced: []string{
 			"certificate port: the common name is the device, the client identifier and a user name have to be the same",
 			"password port: the user name is the device, the client identifier has to be the same",

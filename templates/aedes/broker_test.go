@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -297,7 +298,7 @@ func TestStaleCRL(t *testing.T) {
 // The matcher of the module is that of package topic, on filters that are alike.
 func TestCovers(t *testing.T) {
 	levels := []string{"a", "b", "+", "#", "", "$a", "a+", "aé", "\u0085"}
-	rng := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same each time
+	rng := rand.New(rand.NewPCG(1, 2))
 	text := func() string {
 		var out []string
 		for range 1 + rng.IntN(4) {
@@ -344,4 +345,26 @@ func TestCovers(t *testing.T) {
 	if strings.TrimSpace(out) != "[]" {
 		t.Errorf("the module says otherwise: %s", out)
 	}
+}
+
+// What the module makes of an export, by a second reading, is the policy.
+func TestEvaluator(t *testing.T) {
+	f := targettest.ProofFleet(t, time.Now())
+	dir := t.TempDir()
+	write(t, dir, f)
+	target, ok := aedes.Target().(interface {
+		Evaluator(src fs.FS) (proof.Evaluator, error)
+	})
+	if !ok {
+		t.Fatal("the target has no evaluator")
+	}
+	e, err := target.Evaluator(os.DirFS(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := proof.Evaluate("aedes", e, proof.Questions(f.ProofDevices(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	targettest.Report(t, r, nil)
 }

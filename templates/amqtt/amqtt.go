@@ -18,12 +18,14 @@ package amqtt
 
 import (
 	_ "embed" // the texts
+	"io/fs"
 	"strings"
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/topic"
 	"github.com/imprint-iot/imprint/templates"
 	"github.com/imprint-iot/imprint/templates/fleetfile"
+	"github.com/imprint-iot/imprint/templates/proof"
 )
 
 // Version is the version of aMQTT that is written for.
@@ -51,7 +53,6 @@ const manyDevices = 10_000
 
 // Target returns aMQTT as a [templates.Target].
 func Target() templates.Target {
-	fleet := fleetfile.File{Format: "imprint-amqtt/1"}
 	file := func(name, text string) templates.Text {
 		return templates.Text{PlanFile: templates.PlanFile{Name: name, Mode: 0o644}, Text: text}
 	}
@@ -77,10 +78,12 @@ func Target() templates.Target {
 			file(PluginName, pluginText), file(ConfigName, configText),
 			{PlanFile: templates.PlanFile{Name: templates.ReadmeName, Mode: 0o644, Doc: true}, Text: readmeText},
 		},
-		Lists:   []templates.List{fleet.List()},
-		Devices: fleet.Devices,
+		Lists:   []templates.List{fleet().List()},
+		Devices: fleet().Devices,
 		Pick:    fleetfile.Pick,
 		Check:   check,
+
+		Evaluator: evaluator,
 		Enforced: []string{
 			"a certificate or a password, whichever a client has; the client identifier has to be that of the device",
 			"publish and retained messages: every topic against the device's rules; what is not allowed is dropped in silence",
@@ -95,6 +98,25 @@ func Target() templates.Target {
 			"a certificate and a password together: a certificate is enough",
 		},
 	})
+}
+
+func fleet() fleetfile.File { return fleetfile.File{Format: "imprint-amqtt/1"} }
+
+// evaluator reads an export as the plugin and the broker do.
+func evaluator(src fs.FS) (proof.Evaluator, error) {
+	e, err := fleet().Evaluator(src)
+	return dollar{e}, err
+}
+
+// dollar is a broker that takes no messages to topics that begin with $.
+type dollar struct{ proof.Evaluator }
+
+// Answer implements [proof.Evaluator].
+func (d dollar) Answer(q proof.Question) (proof.Answer, error) {
+	if (q.Verb == proof.Publish || q.Verb == proof.Will || q.Verb == proof.Retain) && strings.HasPrefix(q.Topic, "$") {
+		return proof.Denied, nil
+	}
+	return d.Evaluator.Answer(q)
 }
 
 // rule says why aMQTT cannot enforce a rule exactly.

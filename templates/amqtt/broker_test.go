@@ -1,8 +1,12 @@
 package amqtt_test
 
 import (
+	"bytes"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
+	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -361,5 +365,71 @@ func TestOtherVersion(t *testing.T) {
 	}
 	if out, err := command(t, dir).CombinedOutput(); err == nil || !strings.Contains(string(out), "failed to start") {
 		t.Errorf("%v, want a broker that does not start\n%s", err, out)
+	}
+}
+
+// What the module makes of an export, by a second reading, is the policy.
+func TestEvaluator(t *testing.T) {
+	f := targettest.ProofFleet(t, now())
+	dir := t.TempDir()
+	write(t, dir, f)
+	target, ok := amqtt.Target().(interface {
+		Evaluator(src fs.FS) (proof.Evaluator, error)
+	})
+	if !ok {
+		t.Fatal("the target has no evaluator")
+	}
+	e, err := target.Evaluator(os.DirFS(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := proof.Evaluate("amqtt", e, proof.Questions(f.ProofDevices(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	targettest.Report(t, r, nil)
+}
+
+// The matcher of the plugin is that of package topic, on filters that are alike.
+func TestCovers(t *testing.T) {
+	levels := []string{"a", "b", "+", "#", "", "$a", "a+", "aé", "\u0085"}
+	rng := rand.New(rand.NewPCG(1, 2))
+	text := func() string {
+		var out []string
+		for range 1 + rng.IntN(4) {
+			out = append(out, levels[rng.IntN(len(levels))])
+		}
+		return strings.Join(out, "/")
+	}
+	type pair struct {
+		Rule, Filter             string
+		Covers, IsName, IsFilter bool
+	}
+	var pairs []pair
+	for len(pairs) < 20_000 {
+		p := pair{Rule: text(), Filter: text()}
+		if _, err := topic.ParseFilter(p.Rule); err != nil {
+			continue
+		}
+		_, nerr := topic.ParseName(p.Filter)
+		_, ferr := topic.ParseFilter(p.Filter)
+		p.IsName, p.IsFilter = nerr == nil, ferr == nil
+		p.Covers = p.IsFilter && topic.Filter(p.Rule).Covers(topic.Filter(p.Filter))
+		pairs = append(pairs, p)
+	}
+	raw, err := json.Marshal(pairs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(filepath.Join(brokertest.Home(t, "amqtt"), "bin", "python"), "-c", `
+import json, sys
+from imprint_amqtt import covers, is_filter, is_name
+print([p for p in json.load(sys.stdin) if is_name(p["Filter"]) != p["IsName"] or is_filter(p["Filter"]) != p["IsFilter"]
+	or (p["IsFilter"] and covers(p["Rule"], p["Filter"]) != p["Covers"])][:10])`)
+	cmd.Env = append(cmd.Environ(), "PYTHONPATH=.", "PYTHONDONTWRITEBYTECODE=1")
+	cmd.Stdin = bytes.NewReader(raw)
+	out, err := cmd.CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "[]" {
+		t.Errorf("%v: the plugin says otherwise: %s", err, out)
 	}
 }

@@ -47,8 +47,8 @@ func Ports(tb testing.TB, n int) []uint16 {
 		if err != nil {
 			tb.Fatal(err)
 		}
-		defer func() { _ = l.Close() }()                // all of them at the end, so that they differ
-		ports[i] = uint16(l.Addr().(*net.TCPAddr).Port) //nolint:gosec // a port has 16 bits
+		defer func() { _ = l.Close() }() // all of them at the end, so that they differ
+		ports[i] = uint16(l.Addr().(*net.TCPAddr).Port)
 	}
 	return ports
 }

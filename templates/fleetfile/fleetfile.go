@@ -68,11 +68,11 @@ func isPBKDF2(v inventory.Verifier) bool {
 }
 
 // List is the file as a part of a kit, for the eyes of the broker only.
-func (f File) List() templates.List {
-	return templates.List{PlanFile: templates.PlanFile{Name: Name, Mode: 0o600}, Head: f.head(), Tail: tail, Append: appendDevice}
+func (file File) List() templates.List {
+	return templates.List{PlanFile: templates.PlanFile{Name: Name, Mode: 0o600}, Head: file.head(), Tail: tail, Append: appendDevice}
 }
 
-func (f File) head() string { return `{"format":"` + f.Format + `","devices":[` }
+func (file File) head() string { return `{"format":"` + file.Format + `","devices":[` }
 
 func appendDevice(b []byte, n int, e *templates.Entry, _ *templates.Setting) ([]byte, error) {
 	d := device{ID: e.ID, State: active, Certificate: e.Certificate, Publish: []topic.Filter{}, Subscribe: []topic.Filter{}}

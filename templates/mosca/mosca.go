@@ -15,10 +15,14 @@ package mosca
 
 import (
 	_ "embed" // the texts
+	"encoding/json"
+	"io/fs"
 	"slices"
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/templates"
+	"github.com/imprint-iot/imprint/templates/fleetfile"
+	"github.com/imprint-iot/imprint/templates/proof"
 )
 
 // Version is the version of Mosca that is written for, the last one.
@@ -70,6 +74,8 @@ func Target() templates.Target {
 		Devices: devices,
 		Pick:    pick,
 		NoTrust: true,
+
+		Evaluator: evaluator,
 		Check: func(_ templates.View, _ *templates.Setting, out *templates.Output) error {
 			out.Warn("Mosca is unmaintained since 2019, and so are packages it depends on: this export is for the time until the fleet is on Aedes")
 			return nil
@@ -86,6 +92,16 @@ func Target() templates.Target {
 			"all of this without imprint.js: Mosca alone allows nothing with these files",
 		},
 	})
+}
+
+// evaluator reads an export as the module does.
+func evaluator(src fs.FS) (proof.Evaluator, error) {
+	text, err := fs.ReadFile(src, CredentialsName)
+	if err != nil {
+		return nil, err
+	}
+	r := fleetfile.Rights{}
+	return r, json.Unmarshal(text, &r)
 }
 
 func texts() []templates.Text {

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -141,4 +142,26 @@ func TestRevokedIsLetIn(t *testing.T) {
 	if _, err := io.ReadFull(conn, ack); err != nil || ack[0] != 0x20 || ack[3] != 0 {
 		t.Errorf("CONNACK %x, %v: rumqttd has learned of revocation, which is good news for its row", ack, err)
 	}
+}
+
+// What rumqttd makes of an export, by its source, is the policy but for the one topic.
+func TestEvaluator(t *testing.T) {
+	f := fleet(t, time.Now())
+	dir := t.TempDir()
+	mustWrite(t, dir, f, time.Now())
+	target, ok := rumqttd.Target().(interface {
+		Evaluator(src fs.FS) (proof.Evaluator, error)
+	})
+	if !ok {
+		t.Fatal("the target has no evaluator")
+	}
+	e, err := target.Evaluator(os.DirFS(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := proof.Evaluate("rumqttd", e, proof.Questions(f.ProofDevices(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	targettest.Report(t, r, func(q proof.Question) bool { return q.Topic == strings.TrimSuffix(all, "/#") })
 }

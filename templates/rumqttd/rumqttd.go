@@ -79,6 +79,8 @@ func Target() templates.Target {
 		Lists:    []templates.List{{PlanFile: templates.PlanFile{Name: DevicesName, Mode: 0o644}, Append: appendDevice}},
 		Devices:  devices,
 		Check:    check,
+
+		Evaluator: newEvaluator,
 		Enforced: []string{
 			"a certificate of the fleet's CA, with the fleet's name as its organization",
 			"publish, will, retained messages and subscribe: topics that begin with /tenants/FLEET/",
