@@ -80,7 +80,7 @@ func need(t *testing.T, program, packages string) {
 
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, args...) //nolint:gosec // of this test
+	cmd := exec.CommandContext(t.Context(), name, args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -133,7 +133,7 @@ func TestErlangReadsRules(t *testing.T) {
 // An independent parser of HOCON reads the configuration of each form and version, and
 // finds in it what the evaluator's own finds.
 func TestHOCON(t *testing.T) {
-	dir := os.Getenv("IMPRINT_BROKERS") //nolint:forbidigo // where the scripts have put it
+	dir := os.Getenv("IMPRINT_BROKERS")
 	if dir == "" {
 		home, err := os.UserHomeDir()
 		if err != nil {

@@ -108,7 +108,9 @@ func TestEvaluatorSeesWider(t *testing.T) {
 		return strings.Replace(conf, from, to, 1)
 	}
 	const head, none = "user_id,password_hash,salt,is_superuser\n", "{deny,all}.\n"
-	mine := func(action, topics string) string { return `{allow,{username,"dev-1"},` + action + `,[` + topics + "]}.\n" + none }
+	mine := func(action, topics string) string {
+		return `{allow,{username,"dev-1"},` + action + `,[` + topics + "]}.\n" + none
+	}
 	sub, pub, recv := proof.Subscribe, proof.Publish, proof.Receive
 	for _, tt := range []struct {
 		name, conf, acl string

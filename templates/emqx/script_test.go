@@ -278,7 +278,7 @@ func runScript(t *testing.T, dir, base string, args ...string) error {
 	if err := os.WriteFile(netrc, []byte("machine 127.0.0.1 login key password secret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "sh", append([]string{filepath.Join(dir, emqx.ScriptName)}, args...)...) //nolint:gosec // of this test
+	cmd := exec.CommandContext(t.Context(), "sh", append([]string{filepath.Join(dir, emqx.ScriptName)}, args...)...)
 	cmd.Env = append(os.Environ(), "EMQX_NETRC="+netrc, "EMQX_API="+base+"/api/v5")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
