@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"net/netip"
 	"net/url"
 	"path"
@@ -50,8 +51,8 @@ type Kit struct {
 	// and devices with only a password are left out.
 	Pick func(verifiers []inventory.Verifier) (inventory.Verifier, bool)
 
-	// ServiceForms are the forms that leave decisions to a running imprint: they need
-	// [Options.Service].
+	// ServiceForms are the forms that leave decisions to a running imprint. They need
+	// [Options.Service], hold no device, and can express every rule.
 	ServiceForms []string
 
 	// NoNode leaves out the server's certificate, key and addresses: the broker is
@@ -242,11 +243,14 @@ func (t kitTarget) Write(dst *durable.Dir, v View, o Options) (Summary, error) {
 	if err != nil {
 		return Summary{}, err
 	}
+	if t.asks(s) {
+		v, o.AllowShrink = asking{v}, true // no device in the files is what is meant
+	}
 	for p, err := range v.Profiles() {
 		if err != nil {
 			return Summary{}, err
 		}
-		if err := t.check(p); err != nil {
+		if err := t.check(p); err != nil && !t.asks(s) {
 			return Summary{}, err
 		}
 	}
@@ -258,6 +262,15 @@ func (t kitTarget) Write(dst *durable.Dir, v View, o Options) (Summary, error) {
 	})
 }
 
+// asks reports whether the broker asks a running imprint.
+func (k *Kit) asks(s *Setting) bool { return slices.Contains(k.ServiceForms, s.Form) }
+
+// asking is a fleet as a broker knows it that asks: nobody is in its files.
+type asking struct{ View }
+
+// Entries implements [View].
+func (asking) Entries() iter.Seq2[Entry, error] { return func(func(Entry, error) bool) {} }
+
 func (k *Kit) setting(v View, dest string, o Options) (*Setting, error) {
 	n := v.Node()
 	s := &Setting{
@@ -265,7 +278,7 @@ func (k *Kit) setting(v View, dest string, o Options) (*Setting, error) {
 		CertificatePort: cmp.Or(n.CertificatePort, DefaultCertificatePort), PasswordPort: cmp.Or(n.PasswordPort, DefaultPasswordPort),
 		Fleet: v.Fleet().Name, TrustDomain: v.Fleet().TrustDomain,
 	}
-	if slices.Contains(k.ServiceForms, s.Form) {
+	if k.asks(s) {
 		s.Service, s.ServiceToken = o.Service.URL, string(o.Service.Token.Reveal())
 		if err := checkService(s.Service, s.ServiceToken); err != nil {
 			return nil, err

@@ -126,6 +126,9 @@ func (v *kitView) Profiles() iter.Seq2[inventory.Profile, error] {
 // Entries implements [View].
 func (v *kitView) Entries() iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
+		if v.kit.asks(v.setting) {
+			return
+		}
 		var prev inventory.DeviceID
 		for e, err := range v.kit.Devices(v.src, v.setting) {
 			if err == nil {
@@ -142,7 +145,7 @@ func (v *kitView) Entries() iter.Seq2[Entry, error] {
 // Carry implements [Partial].
 func (v *kitView) Carry(e Entry) (Entry, bool) {
 	c, ok, err := v.kit.carry(e)
-	return c, ok && err == nil
+	return c, ok && err == nil && !v.kit.asks(v.setting)
 }
 
 // Omits implements [Partial].

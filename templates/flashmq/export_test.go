@@ -10,7 +10,7 @@ import (
 )
 
 // FormTarget is one form as a target, with its own capabilities.
-func FormTarget(form string) templates.Target { return target{}.form(form) }
+func FormTarget(form string) templates.Target { return templates.OfForm(Target(), form) }
 
 // NewEvaluator reads an export as the broker does.
 var NewEvaluator = newEvaluator
@@ -35,7 +35,7 @@ func Devices(src fs.FS) iter.Seq2[templates.Entry, error] {
 func Lists(t testing.TB, entries []templates.Entry) map[string][]byte {
 	t.Helper()
 	out := map[string][]byte{}
-	for _, l := range (target{}).kit().Lists {
+	for _, l := range kit().Lists {
 		var b []byte
 		var err error
 		for i := range entries {

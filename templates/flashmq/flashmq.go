@@ -23,17 +23,13 @@
 package flashmq
 
 import (
-	"bytes"
-	"cmp"
 	_ "embed" // the texts
 	"fmt"
 	"io/fs"
 	"net/netip"
 
 	"github.com/imprint-iot/imprint/inventory"
-	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/templates"
-	"github.com/imprint-iot/imprint/templates/proof"
 )
 
 // Version is the first version of the broker that is written for.
@@ -58,14 +54,16 @@ var confText string
 //go:embed README.md.tmpl
 var readmeText string
 
-// target is FlashMQ: a kit for each form.
-type target struct{}
-
 // Target returns FlashMQ as a [templates.Target].
-func Target() templates.Target { return target{} }
+func Target() templates.Target {
+	return templates.NewTargetOf(templates.Forms{
+		Caps: capabilities(), Marked: ConfName, Evaluator: newEvaluator,
+		Of: map[string]templates.Target{Either: templates.NewTarget(either()), Both: templates.NewTarget(both())},
+	})
+}
 
-// Capabilities implements [templates.Target]. They are those of both forms together.
-func (target) Capabilities() templates.Capabilities {
+// capabilities are those of both forms together.
+func capabilities() templates.Capabilities {
 	return templates.Capabilities{
 		Name: "flashmq", Title: "FlashMQ",
 		Versions: []string{Version},
@@ -86,46 +84,23 @@ func (target) Capabilities() templates.Capabilities {
 	}
 }
 
-func (t target) form(name string) templates.Target {
-	k := t.kit()
-	if name == Both {
-		k.Caps.CertificateIdentity = false // alone it opens no door
-		k.Enforced = append(k.Enforced, "a certificate and the password of the same device, both")
-	} else {
-		k.NotEnforced = append(k.NotEnforced, "a certificate and a password together: each opens its own listener")
-	}
-	return templates.NewTarget(k)
+func either() templates.Kit {
+	k := kit()
+	k.NotEnforced = append(k.NotEnforced, "a certificate and a password together: each opens its own listener")
+	return k
 }
 
-// Check implements [templates.Target].
-func (t target) Check(p inventory.Profile) error { return t.form(Either).Check(p) }
-
-// Write implements [templates.Target].
-func (t target) Write(dst *durable.Dir, v templates.View, o templates.Options) (templates.Summary, error) {
-	o.Form = cmp.Or(o.Form, Either)
-	return t.form(o.Form).Write(dst, v, o)
+func both() templates.Kit {
+	k := kit()
+	k.Caps.CertificateIdentity = false // alone it opens no door
+	k.Enforced = append(k.Enforced, "a certificate and the password of the same device, both")
+	return k
 }
-
-// Parse implements [templates.Target].
-func (t target) Parse(src fs.FS) (templates.View, error) {
-	text, err := templates.ReadFile(src, ConfName)
-	if err != nil {
-		return nil, err
-	}
-	form := Either // the kit holds all of the text to it
-	if bytes.Contains(text, []byte("\n# Form: "+Both+"\n")) {
-		form = Both
-	}
-	return t.form(form).Parse(src)
-}
-
-// Evaluator reads an export as FlashMQ does; see [proof.Evaluator].
-func (target) Evaluator(src fs.FS) (proof.Evaluator, error) { return newEvaluator(src) }
 
 // kit is what both forms have.
-func (t target) kit() templates.Kit {
+func kit() templates.Kit {
 	return templates.Kit{
-		Caps: t.Capabilities(),
+		Caps: capabilities(),
 		Rule: rule,
 		Texts: []templates.Text{
 			{PlanFile: templates.PlanFile{Name: ConfName, Mode: 0o640}, Text: confText},

@@ -11,7 +11,7 @@ import (
 )
 
 // FormTarget is one form as a target, with its own capabilities.
-func FormTarget(form string) templates.Target { return target{}.form(form) }
+func FormTarget(form string) templates.Target { return templates.OfForm(Target(), form) }
 
 // NewEvaluator reads an export as the server does.
 var NewEvaluator = newEvaluator

@@ -29,8 +29,6 @@
 package nats
 
 import (
-	"bytes"
-	"cmp"
 	"crypto/x509"
 	_ "embed" // the texts
 	"errors"
@@ -40,9 +38,7 @@ import (
 	"slices"
 
 	"github.com/imprint-iot/imprint/inventory"
-	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/templates"
-	"github.com/imprint-iot/imprint/templates/proof"
 )
 
 // Version is the version of the server that is written for.
@@ -71,14 +67,18 @@ var readmeText string
 // Limits, which has what was measured.
 const manyDevices = 50_000
 
-// target is the NATS server: a kit for each form.
-type target struct{}
-
 // Target returns the NATS server as a [templates.Target].
-func Target() templates.Target { return target{} }
+func Target() templates.Target {
+	return templates.NewTargetOf(templates.Forms{
+		Caps: capabilities(), Marked: ConfName, Evaluator: newEvaluator,
+		Of: map[string]templates.Target{
+			Certificate: templates.NewTarget(certificate()), Both: templates.NewTarget(both()), Password: templates.NewTarget(password()),
+		},
+	})
+}
 
-// Capabilities implements [templates.Target]. They are those of all forms together.
-func (target) Capabilities() templates.Capabilities {
+// capabilities are those of all forms together.
+func capabilities() templates.Capabilities {
 	return templates.Capabilities{
 		Name: "nats", Title: "NATS server",
 		Versions: []string{Version},
@@ -99,49 +99,12 @@ func (target) Capabilities() templates.Capabilities {
 	}
 }
 
-// form returns the target of a form; an unknown form is refused by the first.
-func (t target) form(name string) templates.Target {
-	switch name {
-	case Password:
-		return templates.NewTarget(t.password())
-	case Both:
-		return templates.NewTarget(t.both())
-	}
-	return templates.NewTarget(t.certificate())
-}
-
-// Check implements [templates.Target].
-func (t target) Check(p inventory.Profile) error { return t.form(Certificate).Check(p) }
-
-// Write implements [templates.Target].
-func (t target) Write(dst *durable.Dir, v templates.View, o templates.Options) (templates.Summary, error) {
-	o.Form = cmp.Or(o.Form, Certificate)
-	return t.form(o.Form).Write(dst, v, o)
-}
-
-// Parse implements [templates.Target].
-func (t target) Parse(src fs.FS) (templates.View, error) {
-	text, err := templates.ReadFile(src, ConfName)
-	if err != nil {
-		return nil, err
-	}
-	for _, form := range t.Capabilities().Forms {
-		if bytes.Contains(text, []byte("\n# Form: "+form+"\n")) {
-			return t.form(form).Parse(src) // which holds all of the text to it
-		}
-	}
-	return nil, fmt.Errorf("reading %s: it is not what imprint writes", ConfName)
-}
-
-// Evaluator reads an export as the server does; see [proof.Evaluator].
-func (target) Evaluator(src fs.FS) (proof.Evaluator, error) { return newEvaluator(src) }
-
 // noCRL is what no form with certificates can do.
 const noCRL = "a revoked certificate of a device that stays: the server reads no CRL, and knows a device by its name and not by its serial number"
 
 // certificate is the kit of form "certificate".
-func (t target) certificate() templates.Kit {
-	k := t.kit(Certificate)
+func certificate() templates.Kit {
+	k := kit(Certificate)
 	k.Caps.Password, k.Caps.Both, k.Caps.Schemes = false, false, nil
 	k.Enforced = append([]string{"the user is the SPIFFE ID in the certificate, whatever the client says"}, k.Enforced...)
 	k.NotEnforced = append(k.NotEnforced, noCRL, "passwords: a client that sends one is refused")
@@ -149,8 +112,8 @@ func (t target) certificate() templates.Kit {
 }
 
 // both is the kit of form "both".
-func (t target) both() templates.Kit {
-	k := t.kit(Both)
+func both() templates.Kit {
+	k := kit(Both)
 	k.Pick = pickBcrypt
 	k.Enforced = append([]string{
 		"the user is the SPIFFE ID in the certificate, whatever the client says",
@@ -161,8 +124,8 @@ func (t target) both() templates.Kit {
 }
 
 // password is the kit of form "password".
-func (t target) password() templates.Kit {
-	k := t.kit(Password)
+func password() templates.Kit {
+	k := kit(Password)
 	k.Caps.CertificateIdentity, k.Caps.Both = false, false
 	k.Pick = pickBcrypt
 	k.Enforced = append([]string{"user name and password, held to a bcrypt hash"}, k.Enforced...)
@@ -171,9 +134,9 @@ func (t target) password() templates.Kit {
 }
 
 // kit is what all forms have.
-func (t target) kit(form string) templates.Kit {
+func kit(form string) templates.Kit {
 	return templates.Kit{
-		Caps: t.Capabilities(),
+		Caps: capabilities(),
 		Rule: rule,
 		Texts: []templates.Text{
 			{PlanFile: templates.PlanFile{Name: ConfName, Mode: 0o640}, Text: confText},

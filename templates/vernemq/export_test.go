@@ -10,16 +10,16 @@ import (
 )
 
 // FormTarget is one form as a target, with its own capabilities.
-func FormTarget(form string) templates.Target { return target{}.form(form) }
+func FormTarget(form string) templates.Target { return templates.OfForm(Target(), form) }
 
 // NewEvaluator reads an export as the broker does.
 var NewEvaluator = newEvaluator
 
 func kitOf(form string) templates.Kit {
 	if form == PostgreSQL {
-		return target{}.postgreSQL()
+		return postgreSQL()
 	}
-	return target{}.file()
+	return file()
 }
 
 // Devices reads the lists of a form, and holds them to the order of an export.

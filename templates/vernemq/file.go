@@ -33,8 +33,8 @@ import (
 // nothing.
 
 // file is the kit of form "file".
-func (t target) file() templates.Kit {
-	k := t.kit()
+func file() templates.Kit {
+	k := kit()
 	k.Lists = []templates.List{
 		{PlanFile: templates.PlanFile{Name: PasswordName, Mode: 0o640}, Append: appendPassword},
 		{PlanFile: templates.PlanFile{Name: ACLName, Mode: 0o640}, Append: appendSection},

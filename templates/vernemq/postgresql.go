@@ -60,8 +60,8 @@ COMMIT;
 // postgreSQL is the kit of form "postgresql". A certificate alone opens no door
 // there: the listener for certificates asks for the password, too, and a device that
 // has none is left out.
-func (t target) postgreSQL() templates.Kit {
-	k := t.kit()
+func postgreSQL() templates.Kit {
+	k := kit()
 	k.Lists = []templates.List{
 		{PlanFile: templates.PlanFile{Name: SQLName, Mode: 0o640}, Head: sqlHead, Tail: sqlTail, Append: appendRow},
 	}

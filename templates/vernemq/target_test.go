@@ -125,7 +125,8 @@ func TestWebhooks(t *testing.T) {
 	dir := t.TempDir()
 	f := small(t)
 	write(t, dir, f, templates.Options{Form: vernemq.File, Now: f.Now})
-	sum := write(t, dir, f, templates.Options{Form: vernemq.Webhooks, Now: f.Now, Dest: "/etc/imprint/export"})
+	asking := templates.Options{Form: vernemq.Webhooks, Now: f.Now, Dest: "/etc/imprint/export", Service: templates.Service{URL: "https://imprint.example:8443", Token: inventory.NewSecret([]byte("imp_0123456789_-"))}}
+	sum := write(t, dir, f, asking)
 	if sum.Devices != 0 || !sum.Changed {
 		t.Errorf("summary %+v, want no devices, changed", sum)
 	}
@@ -156,7 +157,7 @@ func TestWebhooks(t *testing.T) {
 	if err := templates.Compare(f, v.(templates.Partial)); err != nil {
 		t.Error(err)
 	}
-	if sum := write(t, dir, f, templates.Options{Form: vernemq.Webhooks, Now: f.Now, Dest: "/etc/imprint/export"}); sum.Changed {
+	if sum := write(t, dir, f, asking); sum.Changed {
 		t.Error("the same again is a change")
 	}
 }

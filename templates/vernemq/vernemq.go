@@ -28,18 +28,13 @@
 package vernemq
 
 import (
-	"bytes"
-	"cmp"
 	_ "embed" // the texts
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 
 	"github.com/imprint-iot/imprint/inventory"
-	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/templates"
-	"github.com/imprint-iot/imprint/templates/proof"
 )
 
 // Version is the version of the broker that is written for.
@@ -72,15 +67,18 @@ var readmeText string
 // the file takes 0.2 s and 3 to 5 s (the loader of vmq_acl.erl under OTP 25).
 const manyDevices = 10_000
 
-// target is VerneMQ: a kit for each form.
-type target struct{}
-
 // Target returns VerneMQ as a [templates.Target].
-func Target() templates.Target { return target{} }
+func Target() templates.Target {
+	return templates.NewTargetOf(templates.Forms{
+		Caps: capabilities(), Marked: ConfName, Evaluator: newEvaluator,
+		Of: map[string]templates.Target{
+			File: templates.NewTarget(file()), PostgreSQL: templates.NewTarget(postgreSQL()), Webhooks: templates.NewTarget(webhooks()),
+		},
+	})
+}
 
-// Capabilities implements [templates.Target]. They are those of all forms together;
-// the manifest of an export says what its own form enforces.
-func (target) Capabilities() templates.Capabilities {
+// capabilities are those of all forms together.
+func capabilities() templates.Capabilities {
 	return templates.Capabilities{
 		Name: "vernemq", Title: "VerneMQ",
 		Versions: []string{Version},
@@ -102,57 +100,10 @@ func (target) Capabilities() templates.Capabilities {
 	}
 }
 
-// form returns the kit of a form; an unknown form is refused by the first.
-func (t target) form(name string) templates.Target {
-	switch name {
-	case PostgreSQL:
-		return templates.NewTarget(t.postgreSQL())
-	case Webhooks:
-		return hooks{templates.NewTarget(t.webhooks())}
-	}
-	return templates.NewTarget(t.file())
-}
-
-// Check implements [templates.Target], for the forms that hold rules.
-func (t target) Check(p inventory.Profile) error { return t.form(File).Check(p) }
-
-// Write implements [templates.Target].
-func (t target) Write(dst *durable.Dir, v templates.View, o templates.Options) (templates.Summary, error) {
-	o.Form = cmp.Or(o.Form, File)
-	return t.form(o.Form).Write(dst, v, o)
-}
-
-// Parse implements [templates.Target].
-func (t target) Parse(src fs.FS) (templates.View, error) {
-	form, err := formOf(src)
-	if err != nil {
-		return nil, err
-	}
-	return t.form(form).Parse(src)
-}
-
-// Evaluator reads an export as VerneMQ does; see [proof.Evaluator].
-func (target) Evaluator(src fs.FS) (proof.Evaluator, error) { return newEvaluator(src) }
-
-// formOf finds the form of an export in its configuration. The kit holds all of the
-// text to it afterwards.
-func formOf(src fs.FS) (string, error) {
-	text, err := templates.ReadFile(src, ConfName)
-	if err != nil {
-		return "", err
-	}
-	for _, form := range (target{}).Capabilities().Forms {
-		if bytes.Contains(text, []byte("\n# Form: "+form+"\n")) {
-			return form, nil
-		}
-	}
-	return "", fmt.Errorf("reading %s: it is not what imprint writes", ConfName)
-}
-
 // kit is what all forms have.
-func (t target) kit() templates.Kit {
+func kit() templates.Kit {
 	k := templates.Kit{
-		Caps: t.Capabilities(),
+		Caps: capabilities(),
 		Rule: rule,
 		Texts: []templates.Text{
 			{PlanFile: templates.PlanFile{Name: ConfName, Mode: 0o640}, Text: confText},
