@@ -97,14 +97,15 @@ func (r *Registrar) adoption(ctx context.Context, q Adoption) (*inventory.Change
 func (r *Registrar) adoptionFacts(ctx context.Context, q *Adoption, dev inventory.Device) (*facts, error) {
 	f := &facts{device: dev}
 	err := r.cfg.Store.Read(ctx, func(in inventory.Reader) error {
-		p := inventory.Profile{}
+		p, err := findProfile(in, dev.Profile)
 		if q.DryRun && q.Planned != nil {
-			p = *q.Planned
-		} else {
-			var err error
-			if p, err = findProfile(in, dev.Profile); err != nil {
-				return err
-			}
+			p, err = *q.Planned, nil
+		}
+		if err != nil {
+			return err
+		}
+		if p.Password.None && len(q.Verifiers) > 0 {
+			return &inventory.InvalidError{Field: "password of device", Value: string(dev.ID), Want: "none: devices of profile " + p.Name + " have no password"}
 		}
 		if _, err := RightsOf(p, dev); err != nil {
 			return err
@@ -197,7 +198,7 @@ const (
 // checkVerifiers holds verifiers to the shape of their schemes: an export takes them
 // for good.
 func checkVerifiers(verifiers []inventory.Verifier) error {
-	seen := map[inventory.Scheme]bool{}
+	seen := make(map[inventory.Scheme]bool, len(verifiers))
 	for _, v := range verifiers {
 		if seen[v.Scheme] || !soundVerifier(v) {
 			return &inventory.InvalidError{Field: "password verifier", Value: v.Scheme.String(), Want: "one of each scheme, with a salt and a hash of its size"}

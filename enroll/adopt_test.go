@@ -74,7 +74,10 @@ func TestAdoptRefuses(t *testing.T) {
 		want   error
 	}{
 		{"another password", func(q *enroll.Adoption) { q.Device.ID = "has" }, inventory.ErrConflict},
-		{"another profile", func(q *enroll.Adoption) { q.Device.ID, q.Device.Profile = "has", "quiet" }, inventory.ErrConflict},
+		{"another profile", func(q *enroll.Adoption) {
+			q.Device.ID, q.Device.Profile, q.Verifiers = "has", "quiet", nil
+		}, inventory.ErrConflict},
+		{"a profile without passwords", func(q *enroll.Adoption) { q.Device.Profile = "quiet" }, nil},
 		{"another case", func(q *enroll.Adoption) { q.Device.ID = "HAS" }, inventory.ErrConflict},
 		{"another label", func(q *enroll.Adoption) { q.Device.ID = "there" }, inventory.ErrConflict},
 		{"revoked", func(q *enroll.Adoption) { q.Device.ID, q.Device.Labels = "gone", nil }, enroll.ErrDenied},

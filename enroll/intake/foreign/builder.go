@@ -156,7 +156,7 @@ func (d *Device) record() inventory.Device {
 
 // summarize says what holds for many devices once.
 func (b *builder) summarize(devices []Device) {
-	schemes := map[inventory.Scheme]int{}
+	schemes := make(map[inventory.Scheme]int)
 	certificates, none, lost := 0, 0, 0
 	for i := range devices {
 		d := &devices[i]

@@ -13,8 +13,9 @@
 //
 // # Certificates
 //
-// A certificate of another authority never becomes a credential. imprint could
-// not revoke it: the entry would belong into the CRL of that authority, whose
+// A certificate of another authority never becomes a credential, even if it has the
+// shape of one: a serial number of up to 16 octets and an authority key identifier of
+// 20, as easy-rsa's have. imprint could not revoke it: the entry would belong into the CRL of that authority, whose
 // key is elsewhere. And brokers are told to trust the fleet's own roots, so the
 // device could not connect with it. Such a device is registered and must enroll;
 // serial number, fingerprint, issuer and expiry of its last certificate are kept

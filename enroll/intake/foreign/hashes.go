@@ -190,11 +190,11 @@ func (b *builder) weigh(u *user, at place, v inventory.Verifier) {
 		if len(v.Salt) != 12 {
 			b.find(Note, "salt-length", u.name, at, "a salt of %d octets: Mosquitto 2.0 reads 12 only, 2.1 reads 12 or 64", len(v.Salt))
 		}
-		return
+	default:
+		if len(v.Salt) == 0 {
+			b.find(Error, "no-salt", u.name, at, "the password is hashed without a salt")
+			return
+		}
+		b.find(Note, "fast-hash", u.name, at, "one round of a fast hash: good for random passwords only")
 	}
-	if len(v.Salt) == 0 {
-		b.find(Error, "no-salt", u.name, at, "the password is hashed without a salt")
-		return
-	}
-	b.find(Note, "fast-hash", u.name, at, "one round of a fast hash: good for random passwords only")
 }

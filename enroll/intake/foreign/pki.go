@@ -142,8 +142,7 @@ func (p *pkiFolder) weigh(at place, name string, c *x509.Certificate) {
 			p.b.find(Error, "weak-key", name, at, "a curve of %d bits: the next certificate must be for a new key", key.Curve.Params().BitSize)
 		}
 	}
-	switch c.SignatureAlgorithm {
-	case x509.MD2WithRSA, x509.MD5WithRSA, x509.SHA1WithRSA, x509.DSAWithSHA1, x509.ECDSAWithSHA1:
+	if slices.Contains([]x509.SignatureAlgorithm{x509.MD2WithRSA, x509.MD5WithRSA, x509.SHA1WithRSA, x509.DSAWithSHA1, x509.ECDSAWithSHA1}, c.SignatureAlgorithm) {
 		p.b.find(Error, "weak-signature", name, at, "is signed with %s, which can be forged", c.SignatureAlgorithm)
 	}
 	spki := inventory.SPKI(sha256.Sum256(c.RawSubjectPublicKeyInfo))

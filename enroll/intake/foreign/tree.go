@@ -50,7 +50,7 @@ type tree struct {
 // scan looks at the beginning of every file. Private keys are known by their
 // names and not opened, and neither is what is not a regular file.
 func scan(src fs.FS, only []string) (*tree, error) {
-	t := &tree{src: src, byRole: map[role][]string{}}
+	t := &tree{src: src, byRole: make(map[role][]string)}
 	entries := 0
 	head := make([]byte, sniffLength)
 	err := fs.WalkDir(src, ".", func(name string, d fs.DirEntry, err error) error {
