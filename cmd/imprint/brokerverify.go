@@ -170,7 +170,7 @@ func (f *fleet) verifyFiles(ctx context.Context, t templates.Target, src fs.FS) 
 	}
 	err = f.withView(ctx, func(view templates.View) error {
 		if len(m.Approximated) > 0 {
-			if view, _, err = templates.Narrow(view, t); err != nil {
+			if view, _, err = templates.Narrow(view, templates.OfForm(t, m.Form)); err != nil {
 				return err
 			}
 		}

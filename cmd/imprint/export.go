@@ -263,7 +263,7 @@ func (f *fleet) export(ctx context.Context, t templates.Target, dst *durable.Dir
 			return err
 		}
 		if narrower {
-			if view, o.Approximated, err = templates.Narrow(view, t); err != nil {
+			if view, o.Approximated, err = templates.Narrow(view, templates.OfForm(t, o.Form)); err != nil {
 				return err
 			}
 		}

@@ -40,6 +40,7 @@ libbcpkix-java    | /usr/share/java/bcpkix.jar | another EST client
 maven             | mvn                    | brings brokers from Maven Central
 nodejs            | node                   | runs brokers from npm
 npm               | npm                    | brings them
+cargo             | cargo                  | builds a broker in Rust
 erlang-base       | erl                    | reads what brokers in Erlang read
 erlang-crypto     | /usr/lib/erlang/lib/crypto-*/ebin/crypto.app | and hashes as they do
 python3-venv      | /usr/share/doc/python3-venv/copyright | runs what comes from PyPI

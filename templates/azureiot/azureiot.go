@@ -111,6 +111,9 @@ func (t target) Write(dst *durable.Dir, v templates.View, o templates.Options) (
 	return templates.NewTarget(newKit(f, o.Form)).Write(dst, v, o)
 }
 
+// OfForm is Azure with a form as its default; see [templates.OfForm].
+func (target) OfForm(form string) templates.Target { return FormTarget(form) }
+
 // Evaluator reads an export as Azure does, apart from Parse.
 func (target) Evaluator(src fs.FS) (proof.Evaluator, error) { return newEvaluator(src) }
 

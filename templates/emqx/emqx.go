@@ -29,8 +29,6 @@
 package emqx
 
 import (
-	"bytes"
-	"cmp"
 	"crypto/x509"
 	_ "embed" // the texts
 	"fmt"
@@ -38,9 +36,7 @@ import (
 	"strings"
 
 	"github.com/imprint-iot/imprint/inventory"
-	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/templates"
-	"github.com/imprint-iot/imprint/templates/proof"
 )
 
 // Versions of the broker that are written for. 5.8 is 5.8.3 or later, the first with
@@ -84,15 +80,18 @@ var scriptText string
 // the connection's cache of decisions.
 const manyDevices = 10_000
 
-// target is EMQX: a kit for each form.
-type target struct{}
-
 // Target returns EMQX as a [templates.Target].
-func Target() templates.Target { return target{} }
+func Target() templates.Target {
+	return templates.NewTargetOf(templates.Forms{
+		Caps: capabilities(), Marked: ConfName, Evaluator: newEvaluator,
+		Of: map[string]templates.Target{
+			File: templates.NewTarget(file()), API: templates.NewTarget(api()), PostgreSQL: templates.NewTarget(postgreSQL()), HTTP: templates.NewTarget(http()),
+		},
+	})
+}
 
-// Capabilities implements [templates.Target]. They are those of all forms together; the
-// manifest of an export says what its own form enforces.
-func (target) Capabilities() templates.Capabilities {
+// capabilities are those of all forms together.
+func capabilities() templates.Capabilities {
 	return templates.Capabilities{
 		Name: "emqx", Title: "EMQX",
 		Versions: []string{V62, V60, V510, V58},
@@ -114,49 +113,10 @@ func (target) Capabilities() templates.Capabilities {
 	}
 }
 
-// form returns the kit of a form; an unknown form is refused by the first.
-func (t target) form(name string) templates.Target {
-	switch name {
-	case API:
-		return templates.NewTarget(t.api())
-	case PostgreSQL:
-		return templates.NewTarget(t.postgreSQL())
-	case HTTP:
-		return asked{templates.NewTarget(t.http())}
-	}
-	return templates.NewTarget(t.file())
-}
-
-// Check implements [templates.Target], for the forms that hold rules.
-func (t target) Check(p inventory.Profile) error { return t.form(File).Check(p) }
-
-// Write implements [templates.Target].
-func (t target) Write(dst *durable.Dir, v templates.View, o templates.Options) (templates.Summary, error) {
-	o.Form = cmp.Or(o.Form, File)
-	return t.form(o.Form).Write(dst, v, o)
-}
-
-// Parse implements [templates.Target].
-func (t target) Parse(src fs.FS) (templates.View, error) {
-	text, err := templates.ReadFile(src, ConfName)
-	if err != nil {
-		return nil, err
-	}
-	for _, form := range t.Capabilities().Forms {
-		if bytes.Contains(text, []byte("\n# Form: "+form+"\n")) {
-			return t.form(form).Parse(src)
-		}
-	}
-	return nil, fmt.Errorf("reading %s: it is not what imprint writes", ConfName)
-}
-
-// Evaluator reads an export as EMQX does; see [proof.Evaluator].
-func (target) Evaluator(src fs.FS) (proof.Evaluator, error) { return newEvaluator(src) }
-
 // kit is what all forms have.
-func (t target) kit() templates.Kit {
+func kit() templates.Kit {
 	return templates.Kit{
-		Caps: t.Capabilities(),
+		Caps: capabilities(),
 		Rule: rule,
 		Texts: []templates.Text{
 			{PlanFile: templates.PlanFile{Name: ConfName, Mode: 0o640}, Text: confText},
@@ -180,7 +140,7 @@ func (t target) kit() templates.Kit {
 }
 
 // users is the list of users in the built-in database, for the forms that have it.
-func (t target) users(k templates.Kit) templates.Kit {
+func users(k templates.Kit) templates.Kit {
 	k.Lists = append(k.Lists, templates.List{PlanFile: templates.PlanFile{Name: UsersName, Mode: 0o640}, Head: usersHead, Append: appendUser})
 	k.Texts = append(k.Texts, templates.Text{PlanFile: templates.PlanFile{Name: ScriptName, Mode: 0o755}, Text: scriptText})
 	k.Pick = pick
@@ -188,8 +148,8 @@ func (t target) users(k templates.Kit) templates.Kit {
 }
 
 // file is the kit of form "file".
-func (t target) file() templates.Kit {
-	k := t.users(t.kit())
+func file() templates.Kit {
+	k := users(kit())
 	k.Lists = append(k.Lists, templates.List{PlanFile: templates.PlanFile{Name: ACLName, Mode: 0o640}, Head: aclHead, Tail: aclTail, Append: appendTerms})
 	k.Devices = func(src fs.FS, _ *templates.Setting) func(func(templates.Entry, error) bool) {
 		return withUsers(src, readTerms(src))
@@ -198,8 +158,8 @@ func (t target) file() templates.Kit {
 }
 
 // api is the kit of form "api".
-func (t target) api() templates.Kit {
-	k := t.users(t.kit())
+func api() templates.Kit {
+	k := users(kit())
 	k.Lists = append(k.Lists, templates.List{PlanFile: templates.PlanFile{Name: RulesName, Mode: 0o640}, Append: appendJSON})
 	k.Devices = func(src fs.FS, _ *templates.Setting) func(func(templates.Entry, error) bool) {
 		return withUsers(src, readJSON(src))
@@ -208,8 +168,8 @@ func (t target) api() templates.Kit {
 }
 
 // postgreSQL is the kit of form "postgresql".
-func (t target) postgreSQL() templates.Kit {
-	k := t.kit()
+func postgreSQL() templates.Kit {
+	k := kit()
 	k.Lists = []templates.List{{PlanFile: templates.PlanFile{Name: SQLName, Mode: 0o640}, Head: sqlHead, Tail: sqlTail, Append: appendRows}}
 	k.Pick = pick
 	k.Devices = func(src fs.FS, _ *templates.Setting) func(func(templates.Entry, error) bool) { return readRows(src) }

@@ -13,16 +13,16 @@ import (
 var NewEvaluator = newEvaluator
 
 // FormTarget is one form as a target.
-func FormTarget(form string) templates.Target { return target{}.form(form) }
+func FormTarget(form string) templates.Target { return templates.OfForm(Target(), form) }
 
 func kitOf(form string) templates.Kit {
 	switch form {
 	case PostgreSQL:
-		return target{}.postgreSQL()
+		return postgreSQL()
 	case API:
-		return target{}.api()
+		return api()
 	}
-	return target{}.file()
+	return file()
 }
 
 // Devices reads the lists of a form, and holds them to the order of an export.

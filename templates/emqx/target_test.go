@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/templates"
 	"github.com/imprint-iot/imprint/templates/emqx"
@@ -34,6 +35,9 @@ func writeErr(t *testing.T, dir string, f templates.View, o templates.Options) (
 		t.Fatal(err)
 	}
 	defer func() { _ = d.Close() }() // of a test
+	if o.Form == emqx.HTTP {
+		o.Service = templates.Service{URL: "https://imprint.example:8443", Token: inventory.NewSecret([]byte("imp_0123456789_-"))}
+	}
 	return emqx.Target().Write(d, f, o)
 }
 
