@@ -182,8 +182,8 @@ func TestEnroll(t *testing.T) {
 	if d.State != inventory.Active || len(creds) != 2 || !bytes.Equal(creds[0].Certificate.DER, e.Certificate.DER) {
 		t.Fatalf("recorded: %s, %d credentials", d.State, len(creds))
 	}
-	if len(creds[1].Verifiers) != 4 {
-		t.Errorf("%d verifiers, want the four cheap ones", len(creds[1].Verifiers))
+	if len(creds[1].Verifiers) != 5 {
+		t.Errorf("%d verifiers, want the five cheap ones", len(creds[1].Verifiers))
 	}
 	// What is printed holds no secret.
 	if text := fmt.Sprintf("%v %+v %#v %s", e.Password, e, e.Key, e.Password); bytes.Contains([]byte(text), e.Password.Reveal()) {

@@ -2,7 +2,7 @@ package enroll_test
 
 import (
 	"crypto/pbkdf2"
-	"crypto/sha1" //nolint:gosec // Mosca and Artemis
+	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
