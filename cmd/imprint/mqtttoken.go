@@ -11,8 +11,8 @@ import (
 // Files of the key that signs tokens for brokers, in keys. Whoever has the private one
 // can log in to those brokers as any device.
 const (
-	tokenKeyFile    = "mqtt-token.key" // PKCS #8, not encrypted: like the key of exports
-	tokenPublicFile = "mqtt-token.pub.pem"
+	tokenKeyFile    = "mqtt-token.key"     //nolint:gosec // a name; PKCS #8, not encrypted, like the key of exports
+	tokenPublicFile = "mqtt-token.pub.pem" //nolint:gosec // a name
 )
 
 // tokenSigner returns what opens the key of tokens, or nil if the fleet makes none.

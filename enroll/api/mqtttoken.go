@@ -4,7 +4,7 @@ import "time"
 
 // Paths of tokens for brokers.
 const (
-	PathMQTTToken = "/v1/mqtt-token"
+	PathMQTTToken = "/v1/mqtt-token" //nolint:gosec // a path, and no token
 	PathJWKS      = "/v1/jwks.json"
 )
 
