@@ -136,7 +136,7 @@ type asking struct {
 
 // own returns the questions of d that can be put, by verb.
 func (a *asking) own(d *Device, questions []Question) map[Verb][]Question {
-	own := map[Verb][]Question{}
+	own := make(map[Verb][]Question)
 	for _, q := range questions {
 		switch {
 		case q.Device != d.ID():

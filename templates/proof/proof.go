@@ -20,7 +20,6 @@ package proof
 import (
 	"crypto/tls"
 	"fmt"
-	"slices"
 
 	"github.com/imprint-iot/imprint/inventory/topic"
 )
@@ -159,12 +158,4 @@ func Evaluate(target string, e Evaluator, questions []Question) (Report, error) 
 		r.Add(q, a)
 	}
 	return r, nil
-}
-
-// find returns the device of a question.
-func find(devices []Device, id string) *Device {
-	if i := slices.IndexFunc(devices, func(d Device) bool { return d.ID() == id }); i >= 0 {
-		return &devices[i]
-	}
-	return nil
 }

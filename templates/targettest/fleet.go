@@ -2,7 +2,7 @@ package targettest
 
 import (
 	"crypto/pbkdf2"
-	"crypto/sha1" //nolint:gosec // Mosca knows no other
+	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
