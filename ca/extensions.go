@@ -68,6 +68,10 @@ func purposeOf(k Kind) asn1.ObjectIdentifier {
 		return oidServerAuth
 	case KindResponder:
 		return oidOCSPSigning
+	case KindVerification:
+		// Without any it would be good for all (RFC 5280 §4.2.1.12), a TLS client
+		// among them, and brokers trust the CA that has signed it.
+		return oidDocSigning
 	case KindIDevID:
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
+	"slices"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -142,6 +143,7 @@ func lintKey(c *x509.Certificate, p *Profile, req *Request, keyID []byte) *LintE
 // lintUsage checks what the certificate may be used for.
 func lintUsage(c *x509.Certificate, p *Profile) *LintError {
 	var want []x509.ExtKeyUsage
+	var unknown []asn1.ObjectIdentifier // to crypto/x509
 	switch p.config.Kind {
 	case KindDevice:
 		want = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
@@ -149,6 +151,8 @@ func lintUsage(c *x509.Certificate, p *Profile) *LintError {
 		want = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	case KindResponder:
 		want = []x509.ExtKeyUsage{x509.ExtKeyUsageOCSPSigning}
+	case KindVerification:
+		unknown = []asn1.ObjectIdentifier{oidDocSigning}
 	case KindIDevID:
 	}
 	switch {
@@ -156,9 +160,7 @@ func lintUsage(c *x509.Certificate, p *Profile) *LintError {
 		return lintErr("key-usage", "want digitalSignature only")
 	case !c.BasicConstraintsValid || c.IsCA || c.MaxPathLen > 0 || c.MaxPathLenZero:
 		return lintErr("basic-constraints", "want CA:FALSE")
-	case len(c.UnknownExtKeyUsage) > 0 || len(c.ExtKeyUsage) != len(want):
-		return lintErr("extended-key-usage", "want that of kind %s only", p.config.Kind)
-	case len(want) == 1 && c.ExtKeyUsage[0] != want[0]:
+	case !slices.Equal(c.ExtKeyUsage, want) || !slices.EqualFunc(c.UnknownExtKeyUsage, unknown, asn1.ObjectIdentifier.Equal):
 		return lintErr("extended-key-usage", "want that of kind %s only", p.config.Kind)
 	}
 	return nil

@@ -38,7 +38,7 @@ func lintAltNames(c *x509.Certificate, p *Profile, s Subject, altNames []byte) *
 				return wrong
 			}
 		}
-	case KindResponder:
+	case KindResponder, KindVerification:
 		if altNames != nil {
 			return wrong
 		}

@@ -20,6 +20,11 @@ const (
 	KindServer    Kind = "server"         // broker or imprint itself: serverAuth, DNS names and addresses
 	KindResponder Kind = "ocsp-responder" // imprint itself, when it answers for an issuer: OCSPSigning, no names
 	KindIDevID    Kind = "idevid"         // birth certificate, IEEE 802.1AR: hardwareModuleName, no extended key usage
+
+	// KindVerification proves to somebody with whom a CA is being registered, as
+	// AWS IoT Core or Azure IoT Hub, that one has its key: the common name is the
+	// code that they gave. Nobody can log in with it: documentSigning, no names.
+	KindVerification Kind = "ca-verification"
 )
 
 // A Config is a certificate profile as a person writes it. The zero value is a
@@ -29,9 +34,10 @@ type Config struct {
 	Kind Kind `json:"kind,omitempty" yaml:"kind,omitempty"`
 
 	// Validity is the time from notBefore to notAfter, both included
-	// (RFC 5280 §4.1.2.5). Zero means 730d for a device, 365d for a server and
-	// "never" for an IDevID. A certificate never outlives its issuer, except an
-	// IDevID with "never", whose path ends when the issuer's does.
+	// (RFC 5280 §4.1.2.5). Zero means 730d for a device, 365d for a server, 24h
+	// for a verification, which may have no more, and "never" for an IDevID. A
+	// certificate never outlives its issuer, except an IDevID with "never", whose
+	// path ends when the issuer's does.
 	Validity Duration `json:"validity,omitempty" yaml:"validity,omitempty"`
 
 	// Backdate moves notBefore into the past, for devices whose clock is behind.
@@ -78,6 +84,10 @@ const (
 	noSANURI      = "none"
 	maxURLs       = 4
 	maxURLLength  = 255
+
+	// maxVerification is how long a proof of possession is good: it is made for a
+	// code that somebody is waiting for.
+	maxVerification = Duration(day)
 )
 
 // A Profile is a [Config] that has passed validation. It does not change and is
@@ -149,6 +159,8 @@ func (c Config) withDefaults() Config {
 			c.Validity = Duration(365 * day)
 		case KindResponder:
 			c.Validity = Duration(30 * day)
+		case KindVerification:
+			c.Validity = maxVerification
 		case KindIDevID:
 			c.Validity = Never
 		case KindDevice:
@@ -169,15 +181,18 @@ func (c Config) withDefaults() Config {
 
 func checkTimes(c Config) error {
 	switch c.Kind {
-	case KindDevice, KindServer, KindResponder, KindIDevID:
+	case KindDevice, KindServer, KindResponder, KindIDevID, KindVerification:
 	default:
-		return badConfig("kind", string(c.Kind), "device, server, ocsp-responder or idevid")
+		return badConfig("kind", string(c.Kind), "device, server, ocsp-responder, idevid or ca-verification")
 	}
 	if c.Validity < Duration(time.Minute) || c.Validity%Duration(time.Second) != 0 && c.Validity != Never {
 		return badConfig("validity", c.Validity.String(), "at least 1m, in whole seconds")
 	}
 	if c.Validity == Never && (c.Kind == KindServer || c.Kind == KindResponder) {
 		return badConfig("validity", c.Validity.String(), `an end; "never" is for devices that cannot renew`)
+	}
+	if c.Kind == KindVerification && c.Validity > maxVerification {
+		return badConfig("validity", c.Validity.String(), "at most 24h: it is shown once")
 	}
 	if c.Backdate < 0 || c.Backdate > Duration(day) {
 		return badConfig("backdate", c.Backdate.String(), "at most 24h")

@@ -19,7 +19,7 @@ type Purpose string
 
 // The purposes of a CA.
 const (
-	PurposeRoot    Purpose = "root"    // trust anchor; signs CAs and CRLs only
+	PurposeRoot    Purpose = "root"    // trust anchor; signs CAs, CRLs and the proof of its key only
 	PurposeDevice  Purpose = "device"  // operational certificates of devices
 	PurposeServer  Purpose = "server"  // brokers and imprint's own doors
 	PurposeFactory Purpose = "factory" // birth certificates of one site or lot

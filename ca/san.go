@@ -53,7 +53,7 @@ func altNames(p *Profile, s Subject) ([]byte, error) {
 			for _, ip := range s.IPAddresses {
 				b.AddASN1(tagIP, func(b *cryptobyte.Builder) { b.AddBytes(shortIP(ip)) })
 			}
-		case KindResponder:
+		case KindResponder, KindVerification:
 			none = true
 		case KindIDevID:
 			addHardwareModuleName(b, p.extensions.hardwareType, []byte(s.HardwareSerial))

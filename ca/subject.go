@@ -18,7 +18,8 @@ type Subject struct {
 	// ID becomes the common name, which is the last and only one in the subject.
 	// For a device: a letter or digit, then letters, digits, '-' or '_', at most
 	// 64 in all; every other character breaks some broker. For a server: a host
-	// name or an address.
+	// name or an address. For a verification: the code, 1 to 64 letters, digits,
+	// '.', '-' or '_'.
 	ID string
 
 	// Organization becomes O; if empty there is none. Letters, digits, spaces and
@@ -55,6 +56,11 @@ func (s Subject) check(p *Profile) error {
 		if !isPrintableString(s.HardwareSerial) || s.HardwareSerial == "" || len(s.HardwareSerial) > 64 {
 			return badConfig("hardware serial", s.HardwareSerial, "1 to 64 characters of PrintableString")
 		}
+	case KindVerification:
+		if !isCode(s.ID) {
+			return badConfig("code", s.ID, "1 to 64 letters, digits, '.', '-' or '_'")
+		}
+		return nil
 	case KindResponder:
 	case KindDevice:
 		if strings.Contains(p.config.SANURI, "{trust-domain}") && !isTrustDomain(s.TrustDomain) {
@@ -114,6 +120,18 @@ func isDeviceID(s string) bool {
 		}
 	}
 	return true
+}
+
+// isCode is what the codes of a proof of possession are made of. AWS IoT Core gives
+// 64 hexadecimal digits, which is as long as a common name can be (ub-common-name,
+// RFC 5280 appendix A.1), and Azure 48.
+func isCode(s string) bool {
+	for i := range len(s) {
+		if !isAlnum(s[i]) && s[i] != '.' && s[i] != '-' && s[i] != '_' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxCommonName
 }
 
 // isTrustDomain is the grammar of the SPIFFE ID specification §2.1.
