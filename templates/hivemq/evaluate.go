@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/imprint-iot/imprint/templates"
 	"github.com/imprint-iot/imprint/templates/proof"
 )
 
@@ -23,7 +24,11 @@ type permission struct {
 	Shared   string `xml:"shared-subscription"` // SHARED, NOT_SHARED, ALL
 }
 
-func newEvaluator(src fs.FS, form string) (proof.Evaluator, error) {
+func newEvaluator(src fs.FS) (proof.Evaluator, error) {
+	form, err := templates.FormOf(src, ConfName)
+	if err != nil {
+		return nil, err
+	}
 	if form == ESESQL {
 		return evaluateSQL(src)
 	}

@@ -25,17 +25,13 @@ package hivemq
 
 import (
 	_ "embed"
-	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
 
 	"github.com/imprint-iot/imprint/inventory"
-	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/inventory/topic"
 	"github.com/imprint-iot/imprint/templates"
-	"github.com/imprint-iot/imprint/templates/proof"
 )
 
 // The forms of an export.
@@ -70,61 +66,18 @@ var rbacReadme string
 //go:embed README-ese.md.tmpl
 var eseReadme string
 
-// target is both forms: each is a kit, since each reads passwords of its own.
-type target struct {
-	rbac, ese templates.Target
-}
-
-// Target returns HiveMQ as a target.
+// Target returns HiveMQ as a target. Each form is a kit, since each reads passwords of
+// its own.
 func Target() templates.Target { return newTarget(why) }
 
 func newTarget(rule func(topic.Rule) (string, []string)) templates.Target {
-	return target{rbac: templates.NewTarget(rbacKit(rule)), ese: templates.NewTarget(eseKit(rule))}
+	caps := capabilities(FileRBAC, inventory.PBKDF2SHA512)
+	caps.Forms, caps.Schemes = []string{FileRBAC, ESESQL}, []inventory.Scheme{inventory.PBKDF2SHA512, inventory.SHA512Prefix}
+	return templates.NewTargetOf(templates.Forms{
+		Caps: caps, Marked: ConfName, Evaluator: newEvaluator,
+		Of: map[string]templates.Target{FileRBAC: templates.NewTarget(rbacKit(rule)), ESESQL: templates.NewTarget(eseKit(rule))},
+	})
 }
-
-// Capabilities implements [templates.Target].
-func (t target) Capabilities() templates.Capabilities {
-	c := t.rbac.Capabilities()
-	c.Forms = []string{FileRBAC, ESESQL}
-	c.Schemes = append(slices.Clone(c.Schemes), t.ese.Capabilities().Schemes...)
-	return c
-}
-
-// Check implements [templates.Target].
-func (t target) Check(p inventory.Profile) error { return t.rbac.Check(p) }
-
-// Write implements [templates.Target].
-func (t target) Write(dst *durable.Dir, v templates.View, o templates.Options) (templates.Summary, error) {
-	switch o.Form {
-	case "", FileRBAC:
-		return t.rbac.Write(dst, v, o)
-	case ESESQL:
-		return t.ese.Write(dst, v, o)
-	}
-	return templates.Summary{}, &inventory.InvalidError{Field: "hivemq form", Value: o.Form, Want: FileRBAC + " or " + ESESQL}
-}
-
-// Parse implements [templates.Target].
-func (t target) Parse(src fs.FS) (templates.View, error) {
-	if formOf(src) == ESESQL {
-		return t.ese.Parse(src)
-	}
-	return t.rbac.Parse(src)
-}
-
-// formOf is the form of an export: what its manifest says, or else the files.
-func formOf(src fs.FS) string {
-	if m, err := templates.ReadManifest(src); err == nil {
-		return m.Form
-	}
-	if _, err := fs.Stat(src, CredentialsName); errors.Is(err, fs.ErrNotExist) {
-		return ESESQL
-	}
-	return FileRBAC
-}
-
-// Evaluator reads an export as HiveMQ would.
-func (t target) Evaluator(src fs.FS) (proof.Evaluator, error) { return newEvaluator(src, formOf(src)) }
 
 const latency = "new connections are refused within 5 seconds of the file being in place (form file-rbac), or at once after the rows are deleted (ese-sql); " +
 	"a session that is open goes on until it is disconnected; certificates are not revoked at all: there is no CRL"

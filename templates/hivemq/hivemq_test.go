@@ -164,11 +164,10 @@ func TestForeignStore(t *testing.T) {
 				t.Fatal(err)
 			}
 			v, err := hivemq.Lenient().Parse(os.DirFS(dir))
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, e := range v.Entries() {
-				err = e
+			if err == nil {
+				for _, e := range v.Entries() {
+					err = e
+				}
 			}
 			if err == nil {
 				t.Errorf("%s: another %s is not noticed", form, name)

@@ -66,7 +66,7 @@ func fillConf(s *templates.Setting, password string) ([]byte, error) {
 	var b bytes.Buffer
 	err = t.Execute(&b, map[string]any{
 		"Dest": s.Dest, "Bind": bind, "CertificatePort": s.CertificatePort, "PasswordPort": s.PasswordPort,
-		"Keystore": KeystoreName, "Truststore": TruststoreName, "Password": password,
+		"Keystore": KeystoreName, "Truststore": TruststoreName, "Password": password, "Stamp": s.Stamp(),
 	})
 	return b.Bytes(), err
 }
