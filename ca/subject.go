@@ -57,10 +57,7 @@ func (s Subject) check(p *Profile) error {
 			return badConfig("hardware serial", s.HardwareSerial, "1 to 64 characters of PrintableString")
 		}
 	case KindVerification:
-		if !isCode(s.ID) {
-			return badConfig("code", s.ID, "1 to 64 letters, digits, '.', '-' or '_'")
-		}
-		return nil
+		return CheckCode(s.ID)
 	case KindResponder:
 	case KindDevice:
 		if strings.Contains(p.config.SANURI, "{trust-domain}") && !isTrustDomain(s.TrustDomain) {
@@ -122,16 +119,19 @@ func isDeviceID(s string) bool {
 	return true
 }
 
-// isCode is what the codes of a proof of possession are made of. AWS IoT Core gives
-// 64 hexadecimal digits, which is as long as a common name can be (ub-common-name,
-// RFC 5280 appendix A.1), and Azure 48.
-func isCode(s string) bool {
-	for i := range len(s) {
-		if !isAlnum(s[i]) && s[i] != '.' && s[i] != '-' && s[i] != '_' {
-			return false
-		}
+// CheckCode checks the code of a [KindVerification]: 1 to 64 letters, digits, '.', '-'
+// or '_'. AWS IoT Core gives 64 hexadecimal digits, which is as long as a common name
+// can be (ub-common-name, RFC 5280 appendix A.1), and Azure 48. The error is a
+// [*ConfigError].
+func CheckCode(code string) error {
+	ok := code != "" && len(code) <= maxCommonName
+	for i := range len(code) {
+		ok = ok && (isAlnum(code[i]) || strings.IndexByte(".-_", code[i]) >= 0)
 	}
-	return s != "" && len(s) <= maxCommonName
+	if !ok {
+		return badConfig("code", code, "1 to 64 letters, digits, '.', '-' or '_'")
+	}
+	return nil
 }
 
 // isTrustDomain is the grammar of the SPIFFE ID specification §2.1.

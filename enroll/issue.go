@@ -221,12 +221,17 @@ func (r *Registrar) issue(f *facts, issuer *ca.Issuer, key deviceKey, now time.T
 
 // certify builds, lints and signs, in memory.
 func (r *Registrar) certify(f *facts, issuer *ca.Issuer, key deviceKey, now time.Time) (*issued, error) {
+	return r.certifyAs(f, r.subject(f.device), issuer, key, now)
+}
+
+// certifyAs is certify for a certificate that names somebody else than the device.
+func (r *Registrar) certifyAs(f *facts, subject ca.Subject, issuer *ca.Issuer, key deviceKey, now time.Time) (*issued, error) {
 	dev := f.device
 	rights, err := RightsOf(f.rule.profile, dev)
 	if err != nil {
 		return nil, err
 	}
-	draft, err := issuer.Prepare(f.rule.certificate, r.subject(dev), key.request)
+	draft, err := issuer.Prepare(f.rule.certificate, subject, key.request)
 	if err != nil {
 		return nil, fmt.Errorf("preparing certificate of %s: %w", dev.ID, err)
 	}

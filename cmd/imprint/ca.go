@@ -24,7 +24,7 @@ import (
 
 func newCACommand(a *app) *cobra.Command {
 	return newGroupCommand("ca", "The fleet's certification authority",
-		newCAShowCommand(a), newCACRLCommand(a), newCARollCommand(a), newCARetireCommand(a), newCARootCommand(a))
+		newCAShowCommand(a), newCACRLCommand(a), newCARollCommand(a), newCARetireCommand(a), newCARootCommand(a), newCAVerificationCommand(a))
 }
 
 // issuerView is an issuer as the command line shows it.
