@@ -1,11 +1,13 @@
-// Command load puts an enrollment server under load, for scripts/bench/serve and
-// scripts/bench/serve-kill.
+// Command load puts an enrollment server under load, for scripts/bench/serve,
+// scripts/bench/serve-kill and scripts/bench/decide.
 //
 //	load enroll FLEET ADDR PID N CLIENTS   EST simpleenroll with one-time tokens, keep-alive
 //	load renew  FLEET ADDR PID N CLIENTS   simplereenroll over mutual TLS, keep-alive, then with new connections
 //	load ocsp   FLEET ADDR PID N CLIENTS   OCSP over HTTP, ADDR is that of HTTP: signed for each request, then before
 //	load idle   FLEET ADDR PID N           N connections that do nothing
 //	load kill   FLEET PROGRAM N            kill -9 at random under 64 clients, N times
+//	load decide FLAGS                      what brokers ask, at a given rate; -help says more
+//	load recipient FILE                    an age key for what bootstrap hands out
 //
 // The server's CPU is what /proc says of PID. ISSUE is parsing and checking a request
 // and x509.CreateCertificate, on one core, in the same run.
@@ -47,18 +49,24 @@ import (
 )
 
 func main() {
-	if len(os.Args) < 5 {
-		fmt.Fprintln(os.Stderr, "usage: load enroll|renew|ocsp|idle FLEET ADDR PID N CLIENTS, load kill FLEET PROGRAM N")
-		os.Exit(64)
-	}
-	mode, fleet := os.Args[1], os.Args[2]
+	args := append(os.Args[1:], "", "", "")
 	var err error
-	if mode == "kill" {
-		err = kill(fleet, os.Args[3], number(os.Args[4]))
-	} else {
-		l := &load{fleet: fleet, addr: os.Args[3], pid: os.Args[4], n: number(os.Args[5]), clients: 1}
+	switch mode := args[0]; {
+	case mode == "decide":
+		err = decide(os.Args[2:])
+	case mode == "bare":
+		err = bare()
+	case mode == "recipient" && len(os.Args) == 3:
+		err = recipient(args[1])
+	case len(os.Args) < 5:
+		fmt.Fprintln(os.Stderr, "usage: load enroll|renew|ocsp|idle FLEET ADDR PID N CLIENTS, load kill FLEET PROGRAM N, load decide FLAGS, load recipient FILE")
+		os.Exit(64)
+	case mode == "kill":
+		err = kill(args[1], args[2], number(args[3]))
+	default:
+		l := &load{fleet: args[1], addr: args[2], pid: args[3], n: number(args[4]), clients: 1}
 		if len(os.Args) > 6 {
-			l.clients = number(os.Args[6])
+			l.clients = number(args[5])
 		}
 		err = l.run(mode)
 	}
