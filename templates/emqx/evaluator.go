@@ -353,6 +353,19 @@ func (v *verdict) met(words []string) bool {
 	return match(words, v.filter)
 }
 
+// begins reports whether a rule may be met by something that begins with these levels.
+func (v *verdict) begins(levels []string) bool {
+	for i, w := range v.filter {
+		switch {
+		case i == len(levels), w == "#":
+			return true
+		case w != "+" && w != levels[i]:
+			return false
+		}
+	}
+	return true
+}
+
 // match is emqx_topic:match_tokens/2, clause by clause. The first argument may be a
 // filter as well as a topic.
 func match(words, filter []string) bool {
@@ -369,10 +382,14 @@ func match(words, filter []string) bool {
 // reached reports whether there is a filter that the device may subscribe to and that
 // a message to the topic is delivered for. Nothing is checked at the delivery. All the
 // filters there are for a topic are tried: each level itself or a +, and a # in place
-// of any number of the last ones.
+// of any number of the last ones. What no rule begins like is not tried further.
 func (e *evaluator) reached(device string, name []string) bool {
 	var try func(filter []string) bool
+	rules := append(slices.Clone(e.rules[device]), e.all...)
 	try = func(filter []string) bool {
+		if !e.noMatch && !slices.ContainsFunc(rules, func(v verdict) bool { return v.allow && v.begins(filter) }) {
+			return false
+		}
 		i := len(filter)
 		special := i == 0 && strings.HasPrefix(name[0], "$") // of no wildcard's (MQTT 5.0 §4.7.2)
 		with := func(level string) []string { return append(slices.Clone(filter), level) }
