@@ -108,6 +108,15 @@ type Setting struct {
 	ServiceToken    string // [A-Za-z0-9_-]; a text that has it, or the stamp beside it, is 0640
 }
 
+// ServiceHost is the name in the service's URL, without the port.
+func (s *Setting) ServiceHost() string {
+	u, err := url.Parse(s.Service)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
 // ServiceLogin is the service's URL with the token as a password (RFC 3986 §3.2.1),
 // for brokers that can send no header of their own.
 func (s *Setting) ServiceLogin() (string, error) {

@@ -86,7 +86,7 @@ func (s *Server) byBirth(c *call) (err error) {
 // slow, and then limits what an identity asks for.
 func (s *Server) refuse(c *call, err error) error {
 	if err != nil {
-		if errors.Is(err, enroll.ErrToken) || errors.Is(err, enroll.ErrNoCertificate) {
+		if (errors.Is(err, enroll.ErrToken) || errors.Is(err, enroll.ErrNoCertificate)) && c.route.no == nil {
 			s.limits.Load().failure(c.peer.Addr)
 		}
 		if two, ok := errors.AsType[*enroll.CloneError](err); ok {

@@ -343,12 +343,27 @@ func askOKACL(c *call) error {
 	return c.yesOK()
 }
 
-func askNanoAuth(c *call) error {
+// nano reads a question of NanoMQ: JSON, and nothing in it but names. Some releases
+// write topics into a form as they are, so that a client could write a field of its
+// own, as "&access=2".
+func (c *call) nano(names ...string) ([]string, error) {
+	if c.mediaType() != api.MediaJSON {
+		return nil, problemf(api.CodeMediaType, "want %s", api.MediaJSON)
+	}
 	f, err := c.question()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	t, err := f.texts("username", "clientid", "password", "cn")
+	for name := range f {
+		if !slices.Contains(names, name) {
+			return nil, problemf(api.CodeUnknownField, "at %.100s", name)
+		}
+	}
+	return f.texts(names...)
+}
+
+func askNanoAuth(c *call) error {
+	t, err := c.nano("username", "clientid", "password", "cn")
 	if err != nil {
 		return err
 	}
@@ -358,29 +373,30 @@ func askNanoAuth(c *call) error {
 	return c.yesOK()
 }
 
-// askNanoACL: access is 1 for a subscription and 2 for a publication, and the topics
-// of one SUBSCRIBE are joined by commas. A topic with a comma is read as two, and
-// allowed only if both are.
+// askNanoACL: access is 1 for a subscription and 2 for a publication. The filters of
+// one SUBSCRIBE are joined by commas: one with a comma is read as two, and each has to
+// be allowed. The topic of a publication is one.
 func askNanoACL(c *call) error {
-	f, err := c.question()
+	t, err := c.nano("username", "clientid", "cn", "access", "topic")
 	if err != nil {
 		return err
 	}
-	t, err := f.texts("username", "clientid", "cn", "access", "topic")
-	if err != nil {
-		return err
-	}
-	a := enroll.Access{Username: t[0], ClientID: t[1], CommonName: given(t[2])}
-	switch t[3] {
-	case "1":
-		a.Verb = enroll.AccessSubscribe
-	case "2":
+	a := enroll.Access{Username: t[0], ClientID: t[1], CommonName: given(t[2]), Topic: t[4]}
+	if t[3] == "2" {
 		a.Verb = enroll.AccessPublish
+		if err := c.allow(a); err != nil {
+			return err
+		}
+		return c.yesOK()
+	}
+	if t[3] != "1" {
+		return errNo
 	}
 	filters := strings.Split(t[4], ",")
 	if len(filters) > maxFilters {
 		return errNo
 	}
+	a.Verb = enroll.AccessSubscribe
 	for _, a.Topic = range filters {
 		if err := c.allow(a); err != nil {
 			return err

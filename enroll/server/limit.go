@@ -74,9 +74,6 @@ func (l *limiter) request(from netip.Addr) error {
 	return limited(l.peers.take(key))
 }
 
-// failing admits a request unless its address has presented much in vain.
-func (l *limiter) failing(from netip.Addr) error { return limited(l.failures.peek(network(from))) }
-
 // failure counts what an address has presented in vain.
 func (l *limiter) failure(from netip.Addr) { l.failures.take(network(from)) }
 

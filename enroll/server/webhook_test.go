@@ -135,10 +135,10 @@ func dialects() []dialectCase {
 		{
 			name: "nanomq", path: "nanomq/auth",
 			connect: func(user, id, password string) any {
-				return url.Values{"username": {user}, "clientid": {id}, "password": {password}, "cn": {""}}
+				return m{"username": user, "clientid": id, "password": password, "cn": ""}
 			},
 			access: func(user, id, action, topic string) (string, any, []string) {
-				return "nanomq/acl", url.Values{"username": {user}, "clientid": {id}, "access": {map[string]string{"subscribe": "1", "publish": "2"}[action]}, "topic": {topic}}, nil
+				return "nanomq/acl", m{"username": user, "clientid": id, "access": map[string]string{"subscribe": "1", "publish": "2"}[action], "topic": topic}, nil
 			},
 			yes: `{"error":"","ok":true}`, no: `{"ok":false,"error":"denied"}`, noCode: http.StatusForbidden,
 		},
@@ -301,8 +301,15 @@ func TestWebhookVerneMQTopics(t *testing.T) {
 	if want := `{"result":"ok","topics":[{"topic":"d/dev-1/down","qos":1},{"topic":"#","qos":128}]}`; strings.TrimSpace(string(a.Body)) != want {
 		t.Errorf("%s, want %s", a.Body, want)
 	}
-	if a := h.ask("nanomq/acl", url.Values{"username": {"dev-1"}, "clientid": {"dev-1"}, "access": {"1"}, "topic": {"d/dev-1/down,#"}}); a.Status != http.StatusForbidden {
-		t.Errorf("NanoMQ: %d %s", a.Status, a.Body)
+	for name, q := range map[string]any{
+		"one of two filters":        m{"username": "dev-1", "clientid": "dev-1", "access": "1", "topic": "d/dev-1/down,#"},
+		"a topic with a comma":      m{"username": "dev-1", "clientid": "dev-1", "access": "2", "topic": "d/dev-1/up,d/dev-1/up"},
+		"a field that is not asked": m{"username": "dev-1", "clientid": "dev-1", "access": "1", "topic": "d/dev-1/down", "z": ",#"},
+		"a form":                    url.Values{"username": {"dev-1"}, "clientid": {"dev-1"}, "access": {"1"}, "topic": {"d/dev-1/down"}},
+	} {
+		if a := h.ask("nanomq/acl", q); a.Status != http.StatusForbidden {
+			t.Errorf("NanoMQ, %s: %d %s", name, a.Status, a.Body)
+		}
 	}
 }
 

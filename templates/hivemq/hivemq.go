@@ -85,7 +85,7 @@ const latency = "new connections are refused within 5 seconds of the file being 
 func capabilities(form string, scheme inventory.Scheme) templates.Capabilities {
 	return templates.Capabilities{
 		Name: "hivemq", Title: "HiveMQ", Versions: []string{"4"}, Forms: []string{form}, Schemes: []inventory.Scheme{scheme},
-		Password: true, Both: true, SubscribeControl: true,
+		Password: true, SubscribeControl: true,
 		Limits:            "file-rbac: all users are in memory, and the whole file is read again at each change; above 20,000 devices take ese-sql",
 		RevocationLatency: latency,
 	}

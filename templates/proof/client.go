@@ -194,10 +194,10 @@ func (c *client) publish(m message) (byte, error) {
 	return f.code, err
 }
 
-// window is how many messages publishAll has on the way. A broker that sends a message
+// window is how many messages publishAll has on the way: fewer than any broker takes. A broker that sends a message
 // and an acknowledgement to one peer in two small segments has to wait for ours
 // between them, which takes 40 ms unless there is more on the way.
-const window = 16
+const window = 8
 
 // publishAll sends messages with QoS 1 and returns when all are acknowledged.
 func (c *client) publishAll(messages []message) error {

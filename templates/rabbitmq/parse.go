@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -96,6 +97,8 @@ type view struct {
 	node  templates.Node
 	held  []held // in the order of IDs
 	asks  bool   // a running imprint: no device leaves a trace
+
+	adminIP string // of the management API
 }
 
 // held is a device, with its rights as they are in the file.
@@ -222,13 +225,10 @@ func (v *view) setting(key, value string) bool {
 		return v.listener(value, &v.node.PasswordPort)
 	case "management.tcp.ip":
 		_, err := netip.ParseAddr(value)
-		v.admin().Socket = "http://" + value
-		if strings.Contains(value, ":") {
-			v.admin().Socket = "http://[" + value + "]"
-		}
+		v.adminIP = value
 		return err == nil
-	case "management.tcp.port":
-		v.admin().Socket += ":" + value
+	case "management.tcp.port": // without it, imprint does not use the API
+		v.admin().Socket = "http://" + net.JoinHostPort(v.adminIP, value)
 		return true
 	}
 	return false
