@@ -260,7 +260,7 @@ func sqlStatements(sql string) [][]string {
 		case c == ';':
 			out, cur = append(out, cur), nil
 		case c == '-' && strings.HasPrefix(sql[i:], "--"):
-			i += strings.IndexByte(sql[i:], '\n')
+			i += strings.IndexByte(sql[i:]+"\n", '\n')
 		case c == '\'':
 			var b strings.Builder
 			for i++; i < len(sql); i++ {

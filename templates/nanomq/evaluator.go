@@ -82,7 +82,7 @@ func whyOpen(conf map[string]string) string {
 		return "allow_anonymous is not false"
 	case conf[auth+"url"] == "":
 		return "there are no users, and nobody is asked for them: any name and password will do"
-	case conf[auth+"headers.content-type"] != "application/json":
+	case conf[auth+"headers.content-type"] != "application/json" && conf[auth+"headers.include"] == "":
 		return "a user name can add fields to a form"
 	}
 	for key, v := range conf {

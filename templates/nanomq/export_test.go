@@ -15,8 +15,8 @@ var NewEvaluator = newEvaluator
 // Settings is what the evaluator reads a configuration with.
 var Settings = settings
 
-// FormTarget is one form as a target.
-func FormTarget(form string) templates.Target { return target{}.form(form) }
+// FormTarget is form "acl" as a target.
+func FormTarget() templates.Target { return allOf{templates.NewTarget(acl())} }
 
 // Devices reads the rules, and holds them to the order of an export.
 func Devices(src fs.FS) iter.Seq2[templates.Entry, error] {

@@ -27,22 +27,21 @@
 package nanomq
 
 import (
-	"bytes"
-	"cmp"
 	_ "embed" // the texts
 	"fmt"
 	"io/fs"
 	"iter"
+	"strings"
 
 	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/durable"
-	"github.com/imprint-iot/imprint/inventory/topic"
 	"github.com/imprint-iot/imprint/templates"
-	"github.com/imprint-iot/imprint/templates/proof"
 )
 
-// Version is the version of the broker that is written for. 0.24 knows two listeners,
-// "@" in rules, and tells imprint the common name of a certificate.
+// Version is the version of the broker that is written for, as its source was in August
+// 2026: it knows several listeners of a kind (since 0.23), "@" in rules, and tells
+// imprint the common name of a certificate. An older one that does not refuses devices
+// with a certificate.
 const Version = "0.24"
 
 // Forms of the export.
@@ -67,14 +66,16 @@ var readmeText string
 // all devices until one is met, for each message.
 const manyDevices = 10_000
 
-// target is NanoMQ: a kit for each form.
-type target struct{}
-
 // Target returns NanoMQ as a [templates.Target].
-func Target() templates.Target { return target{} }
+func Target() templates.Target {
+	return templates.NewTargetOf(templates.Forms{
+		Caps: capabilities(), Marked: ConfName, Evaluator: newEvaluator,
+		Of: map[string]templates.Target{ACL: allOf{templates.NewTarget(acl())}, HTTP: templates.NewTarget(http())},
+	})
+}
 
-// Capabilities implements [templates.Target].
-func (target) Capabilities() templates.Capabilities {
+// capabilities are those of both forms together.
+func capabilities() templates.Capabilities {
 	return templates.Capabilities{
 		Name: "nanomq", Title: "NanoMQ",
 		Versions: []string{Version},
@@ -92,44 +93,10 @@ func (target) Capabilities() templates.Capabilities {
 	}
 }
 
-// form returns the target of a form; an unknown form is refused by the first.
-func (t target) form(name string) templates.Target {
-	if name == HTTP {
-		return asked{templates.NewTarget(t.http())}
-	}
-	return allOf{templates.NewTarget(t.acl())}
-}
-
-// Check implements [templates.Target], for the form that holds rules.
-func (t target) Check(p inventory.Profile) error { return t.form(ACL).Check(p) }
-
-// Write implements [templates.Target].
-func (t target) Write(dst *durable.Dir, v templates.View, o templates.Options) (templates.Summary, error) {
-	o.Form = cmp.Or(o.Form, ACL)
-	return t.form(o.Form).Write(dst, v, o)
-}
-
-// Parse implements [templates.Target].
-func (t target) Parse(src fs.FS) (templates.View, error) {
-	text, err := templates.ReadFile(src, ConfName)
-	if err != nil {
-		return nil, err
-	}
-	for _, form := range t.Capabilities().Forms {
-		if bytes.Contains(text, []byte("\n# Form: "+form+"\n")) {
-			return t.form(form).Parse(src)
-		}
-	}
-	return nil, fmt.Errorf("reading %s: it is not what imprint writes", ConfName)
-}
-
-// Evaluator reads an export as NanoMQ does; see [proof.Evaluator].
-func (target) Evaluator(src fs.FS) (proof.Evaluator, error) { return newEvaluator(src) }
-
 // kit is what both forms have.
-func (t target) kit() templates.Kit {
+func kit() templates.Kit {
 	k := templates.Kit{
-		Caps: t.Capabilities(),
+		Caps: capabilities(),
 		Rule: rule,
 		Texts: []templates.Text{
 			{PlanFile: templates.PlanFile{Name: ConfName, Mode: 0o640}, Text: confText},
@@ -152,29 +119,29 @@ func (t target) kit() templates.Kit {
 }
 
 // acl is the kit of form "acl".
-func (t target) acl() templates.Kit {
-	k := t.kit()
+func acl() templates.Kit {
+	k := kit()
 	k.Lists = []templates.List{{PlanFile: templates.PlanFile{Name: ACLName, Mode: 0o640}, Head: aclHead, Tail: aclTail, Append: appendRules}}
 	k.Devices = func(src fs.FS, _ *templates.Setting) func(func(templates.Entry, error) bool) { return readRules(src) }
 	return k
 }
 
 // http is the kit of form "http". It has no list, so that every rule can be expressed.
-func (t target) http() templates.Kit {
-	k := t.kit()
-	k.Rule = func(topic.Rule) (string, []string) { return "", nil }
-	k.Devices = func(fs.FS, *templates.Setting) func(func(templates.Entry, error) bool) {
-		return func(func(templates.Entry, error) bool) {}
-	}
+func http() templates.Kit {
+	k := kit()
+	k.ServiceForms = []string{HTTP}
 	k.Enforced = append(k.Enforced, "rights by imprint serve, from the live fleet: without it nobody publishes or subscribes")
-	k.NotEnforced = append(k.NotEnforced, "topics with a comma: the broker asks about what is on both sides of it")
+	k.NotEnforced = append(k.NotEnforced, "filters with a comma: the broker asks about what is on both sides of it")
 	return k
 }
 
-// check warns of what the broker would trip over.
+// check refuses a service that NanoMQ cannot ask, and warns of what it lacks.
 func check(v templates.View, s *templates.Setting, out *templates.Output) error {
 	out.Warn("NanoMQ reads no CRL and cannot end a session: a revoked device is refused when it connects, and goes on until then; restart the broker to be sure")
 	if s.Form != ACL {
+		if !strings.HasPrefix(s.Service, "http://") {
+			return &inventory.InvalidError{Field: "service", Value: s.Service, Want: "http:// and this host: NanoMQ asks without TLS"}
+		}
 		return nil
 	}
 	n := 0
@@ -236,39 +203,3 @@ func (c carried) Carry(e templates.Entry) (templates.Entry, bool) {
 	e.Certificate = true
 	return c.Partial.Carry(e)
 }
-
-// asked is the target of form "http": a kit whose files hold no devices.
-type asked struct{ templates.Target }
-
-// Write implements [templates.Target]. An export without devices is no shrinking here.
-func (a asked) Write(dst *durable.Dir, v templates.View, o templates.Options) (templates.Summary, error) {
-	o.AllowShrink = true
-	return a.Target.Write(dst, nobody{v}, o)
-}
-
-// Parse implements [templates.Target].
-func (a asked) Parse(src fs.FS) (templates.View, error) {
-	v, err := a.Target.Parse(src)
-	if err != nil {
-		return nil, err
-	}
-	p, ok := v.(templates.Partial)
-	if !ok {
-		return v, nil
-	}
-	return untold{p}, nil
-}
-
-// nobody is a view without its devices.
-type nobody struct{ templates.View }
-
-// Entries implements [templates.View].
-func (nobody) Entries() iter.Seq2[templates.Entry, error] {
-	return func(func(templates.Entry, error) bool) {}
-}
-
-// untold is a view whose files hold no device.
-type untold struct{ templates.Partial }
-
-// Carry implements [templates.Partial].
-func (untold) Carry(e templates.Entry) (templates.Entry, bool) { return e, false }

@@ -131,7 +131,7 @@ func TestEvaluatorSeesWider(t *testing.T) {
 		{"nothing at the end", change("no_match = deny", "no_match = allow"), "", pub, "x", proof.Allowed},
 		{"anonymous", change("allow_anonymous = false", "allow_anonymous = true"), none, pub, "x", proof.Allowed},
 		{"nobody is asked", change(`url = "http://127.0.0.1:8080/v1/webhook/nanomq/auth"`, ""), none, pub, "x", proof.Allowed},
-		{"a form", change("application/json", "application/x-www-form-urlencoded"), none, pub, "x", proof.Allowed},
+		{"a form", change(`headers = { include "/etc/imprint/export/imprint-headers.conf" }`, `headers.content-type = "application/x-www-form-urlencoded"`), none, pub, "x", proof.Allowed},
 		{"a certificate of anybody's", change("fail_if_no_peer_cert = true", "fail_if_no_peer_cert = false"), none, pub, "x", proof.Allowed},
 		{"a listener without TLS", conf + "listeners.tcp {\n  bind = \"0.0.0.0:1883\"\n}\n", none, pub, "x", proof.Allowed},
 		{"no rules", change(`acl = { include "/etc/imprint/export/nanomq_acl.conf" }`, ""), none, pub, "x", proof.Allowed},
@@ -206,11 +206,15 @@ print(json.dumps([c.get("auth.acl.rules"), {k: c.get(k) for k in json.loads(sys.
 `
 	export, f := t.TempDir(), small(t)
 	write(t, export, f, templates.Options{Now: f.Now})
+	if err := os.WriteFile(filepath.Join(export, "imprint-headers.conf"), []byte("content-type = \"application/json\"\nauthorization = \"Bearer TOKEN\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	text, err := os.ReadFile(filepath.Join(export, nanomq.ConfName))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := nanomq.Settings(string(text))
+	want["auth.http_auth.auth_req.headers.content-type"] = "application/json" // included
 	keys := []string{
 		"auth.allow_anonymous", "auth.no_match", "auth.http_auth.auth_req.url", "auth.http_auth.auth_req.headers.content-type",
 		"auth.http_auth.auth_req.params.cn", "listeners.ssl.verify_peer", "listeners.ssl.fail_if_no_peer_cert", "listeners.ssl.passwords.bind",

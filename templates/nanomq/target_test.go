@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/imprint-iot/imprint/inventory"
 	"github.com/imprint-iot/imprint/inventory/durable"
 	"github.com/imprint-iot/imprint/templates"
 	"github.com/imprint-iot/imprint/templates/nanomq"
@@ -17,7 +18,7 @@ var update = flag.Bool("update", false, "write the golden files")
 
 func TestTarget(t *testing.T) {
 	targettest.Run(t, targettest.Case{
-		Name: nanomq.ACL, Target: nanomq.FormTarget(nanomq.ACL),
+		Name: nanomq.ACL, Target: nanomq.FormTarget(),
 		Golden: filepath.Join("testdata", "golden", nanomq.ACL), Update: *update,
 	})
 }
@@ -29,11 +30,34 @@ func write(t *testing.T, dir string, f templates.View, o templates.Options) temp
 		t.Fatal(err)
 	}
 	defer func() { _ = d.Close() }() // of a test
+	if o.Form == nanomq.HTTP {
+		o.Service = service("http://127.0.0.1:8080")
+	}
 	sum, err := nanomq.Target().Write(d, f, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return sum
+}
+
+func service(address string) templates.Service {
+	return templates.Service{URL: address, Token: inventory.NewSecret([]byte("imp_0123456789_-"))}
+}
+
+// NanoMQ speaks no TLS when it asks.
+func TestServiceWithoutTLS(t *testing.T) {
+	d, err := durable.OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = d.Close() }() // of a test
+	f := small(t)
+	for address, ok := range map[string]bool{"http://127.0.0.1:8080": true, "http://localhost:80": true, "https://127.0.0.1:8443": false, "http://imprint.example:80": false} {
+		_, err := nanomq.Target().Write(d, f, templates.Options{Form: nanomq.HTTP, Now: f.Now, Service: service(address)})
+		if (err == nil) != ok {
+			t.Errorf("%s: %v, want written %v", address, err, ok)
+		}
+	}
 }
 
 // Every device is in the rules, whatever it has: imprint serve knows its password.
