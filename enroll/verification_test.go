@@ -165,13 +165,45 @@ func TestSignVerificationRefuses(t *testing.T) {
 	}
 }
 
-// requestIssuer leaves device-2 without a certificate.
-func (b *bench) requestIssuer() {
+// A CA can be registered before it issues, and not any more once it is retired.
+func TestSignVerificationWhileIssuersChange(t *testing.T) {
+	b := newBench(t)
+	_, root := b.prove(proofCode, "root-1")
+	der, err := enroll.SignIssuer(root.Certificate, b.keys["root-1"].Signer, b.requestIssuer(), inventory.DevicePurpose, 2, b.clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.InstallIssuer(t.Context(), "test", der, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, by := b.prove(proofCode, "device-2"); by.Name != "device-2" || by.State != inventory.IssuerStandby {
+		t.Errorf("signed by %s, which is %s", by.Name, by.State)
+	}
+	if _, by := b.prove(proofCode, ""); by.Name != "device-1" {
+		t.Errorf("while device-2 stands by, %s signs", by.Name)
+	}
+	if _, err := b.ActivateIssuer(t.Context(), "test", "", "device-2"); err != nil {
+		t.Fatal(err)
+	}
+	if _, by := b.prove(proofCode, ""); by.Name != "device-2" {
+		t.Errorf("after device-2 took over, %s signs", by.Name)
+	}
+	if _, err := b.RetireIssuer(t.Context(), "test", "", "device-1", false); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := b.SignVerification(t.Context(), "test", proofCode, "device-1"); !errors.Is(err, enroll.ErrDenied) {
+		t.Errorf("a retired issuer: %v", err)
+	}
+}
+
+// requestIssuer leaves device-2 without a certificate, and returns the request for one.
+func (b *bench) requestIssuer() []byte {
 	b.t.Helper()
-	_, _, err := b.RequestIssuer(b.t.Context(), "test", inventory.DevicePurpose, func(string) (enroll.KeyRef, error) { return b.keys["device-2"], nil })
+	_, csr, err := b.RequestIssuer(b.t.Context(), "test", inventory.DevicePurpose, func(string) (enroll.KeyRef, error) { return b.keys["device-2"], nil })
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	return csr
 }
 
 // I1: what has not been recorded does not leave.
