@@ -26,6 +26,7 @@ import (
 	"github.com/imprint-iot/imprint/templates/mochi"
 	"github.com/imprint-iot/imprint/templates/mosca"
 	"github.com/imprint-iot/imprint/templates/mosquitto"
+	"github.com/imprint-iot/imprint/templates/nanomq"
 	"github.com/imprint-iot/imprint/templates/nats"
 	"github.com/imprint-iot/imprint/templates/rabbitmq"
 	"github.com/imprint-iot/imprint/templates/rumqttd"
@@ -41,6 +42,7 @@ func targets() []templates.Target {
 		emqx.Target(),
 		hivemq.Target(),
 		vernemq.Target(),
+		nanomq.Target(),
 		nats.Target(),
 		flashmq.Target(),
 		artemis.Target(),
