@@ -13,7 +13,7 @@ const tokenBody = 1 << 10
 // mqttTokenRoutes are for brokers that take short-lived tokens: one where devices get
 // them, and the keys that brokers check them with. The keys are no secret, but whoever
 // can change them on their way is any device: over plain HTTP they are for the same
-// host, or a network that is trusted.
+// host.
 func (s *Server) mqttTokenRoutes() []route {
 	return []route{
 		{method: http.MethodPost, pattern: api.PathMQTTToken, door: byDevice, roles: device, body: tokenBody, handle: s.mqttToken},
@@ -41,6 +41,9 @@ func (s *Server) mqttToken(c *call) error {
 // jwks sends the public keys. A broker may keep them for five minutes, a third of the
 // life of a token.
 func (s *Server) jwks(c *call) error {
+	if !c.overLoopback() {
+		return problemf(api.CodeRoleDenied, "over plain HTTP for the same host only")
+	}
 	set, err := s.cfg.Registrar.TokenKeys(c.context())
 	if err != nil {
 		return err
