@@ -177,7 +177,7 @@ func Behind(ctx context.Context, store inventory.Store, nodes []string) ([]Lag, 
 // own reports whether an event changes nothing that a broker has to know.
 func own(action string) bool {
 	switch action {
-	case receiptAction, "node.fail", "canary.send", "crl.publish", "responder.enroll", "device.add", "device.trust", "device.fault", "device.conflict":
+	case receiptAction, "node.fail", "canary.send", "crl.publish", "responder.enroll", "ca.verification", "device.add", "device.trust", "device.fault", "device.conflict":
 		return true
 	}
 	noun, _, _ := strings.Cut(action, ".")

@@ -1,11 +1,8 @@
 package emqx
 
 import (
-	"bufio"
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
@@ -85,9 +82,7 @@ func lines(src fs.FS, name string) iter.Seq2[[]byte, error] {
 			return
 		}
 		defer func() { _ = f.Close() }() // read only
-		s := bufio.NewScanner(f)
-		s.Buffer(make([]byte, 1<<14), maxLine)
-		s.Split(wholeLines)
+		s := templates.NewLineScanner(f, maxLine)
 		for s.Scan() {
 			if !yield(s.Bytes(), nil) {
 				return
@@ -97,17 +92,6 @@ func lines(src fs.FS, name string) iter.Seq2[[]byte, error] {
 			yield(nil, fmt.Errorf("reading %s: %w", name, err))
 		}
 	}
-}
-
-// wholeLines is a [bufio.SplitFunc] for lines that end in one \n, the last one too.
-func wholeLines(data []byte, atEOF bool) (int, []byte, error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i], nil
-	}
-	if atEOF && len(data) > 0 {
-		return 0, nil, errors.New("the last line has no end")
-	}
-	return 0, nil, nil
 }
 
 // readUsers yields the names and verifiers of imprint-users.csv.
@@ -163,26 +147,5 @@ func verifier(hash, salt string) (inventory.Verifier, bool) {
 // withUsers yields the devices of a list of rules with their passwords, both files side
 // by side.
 func withUsers(src fs.FS, rules iter.Seq2[templates.Entry, error]) iter.Seq2[templates.Entry, error] {
-	return func(yield func(templates.Entry, error) bool) {
-		next, stop := iter.Pull2(readUsers(src))
-		defer stop()
-		u, uerr, more := next()
-		for e, err := range rules {
-			if err == nil && more {
-				if err = uerr; err == nil && u.ID == e.ID {
-					e.Verifiers = u.Verifiers
-					u, uerr, more = next()
-				}
-			}
-			if !yield(e, err) || err != nil {
-				return
-			}
-		}
-		switch {
-		case more && uerr != nil:
-			yield(templates.Entry{}, uerr)
-		case more:
-			yield(templates.Entry{}, &templates.EntryError{ID: u.ID, Why: "has a password and no rules, or is out of order"})
-		}
-	}
+	return templates.WithPasswords(rules, readUsers(src), UsersName)
 }

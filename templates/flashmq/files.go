@@ -1,7 +1,6 @@
 package flashmq
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/sha512"
 	"encoding/base64"
@@ -157,9 +156,7 @@ func lines(src fs.FS, name string, yield func(n int, line []byte) error) error {
 		return err
 	}
 	defer func() { _ = f.Close() }() // read only
-	s := bufio.NewScanner(f)
-	s.Buffer(make([]byte, 1<<14), maxLine)
-	s.Split(wholeLines)
+	s := templates.NewLineScanner(f, maxLine)
 	n := 0
 	for s.Scan() {
 		n++
@@ -171,17 +168,6 @@ func lines(src fs.FS, name string, yield func(n int, line []byte) error) error {
 		return fmt.Errorf("reading %s: %w", name, err)
 	}
 	return nil
-}
-
-// wholeLines is a [bufio.SplitFunc] for lines that end in one \n, the last one too.
-func wholeLines(data []byte, atEOF bool) (int, []byte, error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i], nil
-	}
-	if atEOF && len(data) > 0 {
-		return 0, nil, errors.New("the last line has no end")
-	}
-	return 0, nil, nil
 }
 
 // errStop ends a reading whose reader wants no more.
@@ -326,27 +312,11 @@ func parseRule(e *templates.Entry, line string) (expect, why string) {
 // by side.
 func readFiles(src fs.FS) iter.Seq2[templates.Entry, error] {
 	return func(yield func(templates.Entry, error) bool) {
-		next, stop := iter.Pull2(readPasswords(src))
-		defer stop()
-		p, perr, more := next()
-		for e, err := range readSections(src) {
-			if err == nil && more && perr == nil && p.ID == e.ID {
-				e.Verifiers = p.Verifiers
-				p, perr, more = next()
-			}
+		for e, err := range templates.WithPasswords(readSections(src), readPasswords(src), PasswordName) {
 			e.Certificate = len(e.Verifiers) == 0
-			if err == nil {
-				err = perr
-			}
-			if !yield(e, err) || err != nil {
+			if !yield(e, err) {
 				return
 			}
-		}
-		switch {
-		case perr != nil:
-			yield(templates.Entry{}, perr)
-		case more:
-			yield(templates.Entry{}, &templates.EntryError{ID: p.ID, Why: "is in " + PasswordName + " and, in this place, not in " + ACLName})
 		}
 	}
 }

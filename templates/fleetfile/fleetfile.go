@@ -3,7 +3,6 @@
 package fleetfile
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -118,9 +117,7 @@ func (file File) Devices(src fs.FS, _ *templates.Setting) func(func(templates.En
 			return
 		}
 		defer func() { _ = f.Close() }() // read only
-		s := bufio.NewScanner(f)
-		s.Buffer(make([]byte, 1<<16), maxLine)
-		s.Split(wholeLines)
+		s := templates.NewLineScanner(f, maxLine)
 		r := reader{head: file.head()}
 		for s.Scan() {
 			e, ok, err := r.line(s.Bytes())
@@ -136,17 +133,6 @@ func (file File) Devices(src fs.FS, _ *templates.Setting) func(func(templates.En
 			yield(templates.Entry{}, &lineError{r.n + 1, "the end is missing"})
 		}
 	}
-}
-
-// wholeLines is a [bufio.SplitFunc] for lines that end in one \n, the last one too.
-func wholeLines(data []byte, atEOF bool) (int, []byte, error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i], nil
-	}
-	if atEOF && len(data) > 0 {
-		return 0, nil, errors.New("the last line has no end")
-	}
-	return 0, nil, nil
 }
 
 // A reader knows where in the file it is.

@@ -1,10 +1,8 @@
 package mochi
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
 
@@ -92,9 +90,7 @@ func readDevices(src fs.FS, _ *templates.Setting) func(func(templates.Entry, err
 			return
 		}
 		defer func() { _ = f.Close() }() // read only
-		s := bufio.NewScanner(f)
-		s.Buffer(make([]byte, 1<<14), maxLine)
-		s.Split(wholeLines)
+		s := templates.NewLineScanner(f, maxLine)
 		n, more, done := 0, false, false // more: the line before ended in a comma
 		for s.Scan() {
 			n++
@@ -125,17 +121,6 @@ func readDevices(src fs.FS, _ *templates.Setting) func(func(templates.Entry, err
 			yield(templates.Entry{}, &lineError{n, "the end is missing"})
 		}
 	}
-}
-
-// wholeLines is a [bufio.SplitFunc] for lines that end in one \n, the last one too.
-func wholeLines(data []byte, atEOF bool) (int, []byte, error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i], nil
-	}
-	if atEOF && len(data) > 0 {
-		return 0, nil, errors.New("the last line has no end")
-	}
-	return 0, nil, nil
 }
 
 // parseDevice reads a line that appendDevice wrote: it is one if what it says is

@@ -1,7 +1,6 @@
 package mosca
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -90,9 +89,7 @@ func devices(src fs.FS, _ *templates.Setting) func(func(templates.Entry, error) 
 			return
 		}
 		defer func() { _ = f.Close() }() // read only
-		s := bufio.NewScanner(f)
-		s.Buffer(make([]byte, 1<<16), maxLine)
-		s.Split(wholeLines)
+		s := templates.NewLineScanner(f, maxLine)
 		r := reader{}
 		for s.Scan() {
 			e, ok, err := r.line(s.Bytes())
@@ -108,17 +105,6 @@ func devices(src fs.FS, _ *templates.Setting) func(func(templates.Entry, error) 
 			yield(templates.Entry{}, &lineError{r.n + 1, "the end is missing"})
 		}
 	}
-}
-
-// wholeLines is a [bufio.SplitFunc] for lines that end in one \n, the last one too.
-func wholeLines(data []byte, atEOF bool) (int, []byte, error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i], nil
-	}
-	if atEOF && len(data) > 0 {
-		return 0, nil, errors.New("the last line has no end")
-	}
-	return 0, nil, nil
 }
 
 // A reader knows where in the file it is.

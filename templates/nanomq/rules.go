@@ -1,11 +1,9 @@
 package nanomq
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
@@ -168,9 +166,7 @@ func readRules(src fs.FS) iter.Seq2[templates.Entry, error] {
 			return
 		}
 		defer func() { _ = f.Close() }() // read only
-		s := bufio.NewScanner(f)
-		s.Buffer(make([]byte, 1<<14), maxLine)
-		s.Split(wholeLines)
+		s := templates.NewLineScanner(f, maxLine)
 		var r reader
 		for s.Scan() {
 			r.n++
@@ -189,17 +185,6 @@ func readRules(src fs.FS) iter.Seq2[templates.Entry, error] {
 			yield(templates.Entry{}, &lineError{r.n, "the end is missing"})
 		}
 	}
-}
-
-// wholeLines is a [bufio.SplitFunc] for lines that end in one \n, the last one too.
-func wholeLines(data []byte, atEOF bool) (int, []byte, error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i], nil
-	}
-	if atEOF && len(data) > 0 {
-		return 0, nil, errors.New("the last line has no end")
-	}
-	return 0, nil, nil
 }
 
 // A reader puts the rules of a device together. That they are the very ones that imprint

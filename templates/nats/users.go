@@ -1,7 +1,6 @@
 package nats
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -133,9 +132,7 @@ func readUsers(src fs.FS, form, trustDomain string) iter.Seq2[templates.Entry, e
 		defer func() { _ = f.Close() }() // read only
 		frame := strings.Split(usersHead+usersTail, "\n")
 		head, last := strings.Count(usersHead, "\n"), len(frame)-1 // after the last line there is nothing
-		s := bufio.NewScanner(f)
-		s.Buffer(make([]byte, 1<<14), maxLine)
-		s.Split(wholeLines)
+		s := templates.NewLineScanner(f, maxLine)
 		setting := &templates.Setting{Form: form, TrustDomain: trustDomain}
 		n, seen := 0, 0
 		for s.Scan() {
@@ -160,17 +157,6 @@ func readUsers(src fs.FS, form, trustDomain string) iter.Seq2[templates.Entry, e
 			yield(templates.Entry{}, &lineError{n, "the end is missing"})
 		}
 	}
-}
-
-// wholeLines is a [bufio.SplitFunc] for lines that end in one \n, the last one too.
-func wholeLines(data []byte, atEOF bool) (int, []byte, error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i], nil
-	}
-	if atEOF && len(data) > 0 {
-		return 0, nil, errors.New("the last line has no end")
-	}
-	return 0, nil, nil
 }
 
 // parseUser reads a line that appendUser wrote: it is one if what it says is written

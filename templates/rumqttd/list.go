@@ -2,8 +2,6 @@ package rumqttd
 
 import (
 	"bufio"
-	"bytes"
-	"errors"
 	"fmt"
 	"io/fs"
 
@@ -19,8 +17,7 @@ func readDevices(src fs.FS, fleet string, yield func(templates.Entry, error) boo
 		return
 	}
 	defer func() { _ = f.Close() }() // read only
-	s := bufio.NewScanner(f)
-	s.Split(wholeLines)
+	s := templates.NewLineScanner(f, bufio.MaxScanTokenSize)
 	n := 0
 	for s.Scan() {
 		n++
@@ -36,15 +33,4 @@ func readDevices(src fs.FS, fleet string, yield func(templates.Entry, error) boo
 	if err := s.Err(); err != nil {
 		yield(templates.Entry{}, fmt.Errorf("reading %s: %w", DevicesName, err))
 	}
-}
-
-// wholeLines is a [bufio.SplitFunc] for lines that end in one \n, the last one too.
-func wholeLines(data []byte, atEOF bool) (int, []byte, error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i], nil
-	}
-	if atEOF && len(data) > 0 {
-		return 0, nil, errors.New("the last line has no end")
-	}
-	return 0, nil, nil
 }

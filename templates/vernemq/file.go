@@ -1,11 +1,9 @@
 package vernemq
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/sha512"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
@@ -113,9 +111,7 @@ func lines(src fs.FS, name string) iter.Seq2[[]byte, error] {
 			return
 		}
 		defer func() { _ = f.Close() }() // read only
-		s := bufio.NewScanner(f)
-		s.Buffer(make([]byte, 1<<14), maxLine)
-		s.Split(wholeLines)
+		s := templates.NewLineScanner(f, maxLine)
 		for s.Scan() {
 			if !yield(s.Bytes(), nil) {
 				return
@@ -125,17 +121,6 @@ func lines(src fs.FS, name string) iter.Seq2[[]byte, error] {
 			yield(nil, fmt.Errorf("reading %s: %w", name, err))
 		}
 	}
-}
-
-// wholeLines is a [bufio.SplitFunc] for lines that end in one \n, the last one too.
-func wholeLines(data []byte, atEOF bool) (int, []byte, error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i], nil
-	}
-	if atEOF && len(data) > 0 {
-		return 0, nil, errors.New("the last line has no end")
-	}
-	return 0, nil, nil
 }
 
 // readPasswords yields the names and verifiers of vmq.passwd.
@@ -182,27 +167,11 @@ func parsePassword(line []byte, n int) (templates.Entry, error) {
 // side.
 func readFiles(src fs.FS) iter.Seq2[templates.Entry, error] {
 	return func(yield func(templates.Entry, error) bool) {
-		next, stop := iter.Pull2(readPasswords(src))
-		defer stop()
-		p, perr, more := next()
-		for e, err := range readSections(src) {
-			if err == nil && more && perr == nil && p.ID == e.ID {
-				e.Verifiers = p.Verifiers
-				p, perr, more = next()
-			}
+		for e, err := range templates.WithPasswords(readSections(src), readPasswords(src), PasswordName) {
 			e.Certificate = len(e.Verifiers) == 0
-			if err == nil {
-				err = perr
-			}
-			if !yield(e, err) || err != nil {
+			if !yield(e, err) {
 				return
 			}
-		}
-		switch {
-		case perr != nil:
-			yield(templates.Entry{}, perr)
-		case more:
-			yield(templates.Entry{}, &templates.EntryError{ID: p.ID, Why: "is in " + PasswordName + " and, in this place, not in " + ACLName})
 		}
 	}
 }
