@@ -37,15 +37,21 @@ func auditNanoMQ(a *audit, file string, text []byte) {
 	if auth.get("no_match").text() != "deny" {
 		a.add(ruleDefaultAllow, at, "auth.no_match is not deny")
 	}
-	if auth.get("http_auth") != nil {
+	// A service that is asked decides as well: then no table and no list are needed.
+	asked := auth.get("http_auth") != nil
+	if asked {
 		a.unknown("whom the HTTP service lets in, and what it allows")
 	}
 	a.add(ruleClientID, at, "NanoMQ ties no client identifier to a user, unless each rule has both under \"and\"")
-	if users, at, ok := a.nanoInclude(auth.get("password"), at, "the user table"); ok {
-		a.nanoUsers(users, at)
+	if !asked || auth.get("password") != nil {
+		if users, at, ok := a.nanoInclude(auth.get("password"), at, "the user table"); ok {
+			a.nanoUsers(users, at)
+		}
 	}
-	if rules, at, ok := a.nanoInclude(auth.get("acl"), at, "the access list"); ok {
-		a.nanoRules(rules.get("rules"), at)
+	if !asked || auth.get("acl") != nil {
+		if rules, at, ok := a.nanoInclude(auth.get("acl"), at, "the access list"); ok {
+			a.nanoRules(rules.get("rules"), at)
+		}
 	}
 }
 
