@@ -31,7 +31,7 @@ libc6-dev         | stdlib.h               | headers for gcc
 softhsm2          | softhsm2-util          | a PKCS #11 token in software
 opensc            | pkcs11-tool            | looks into that token
 strace            | strace                 | makes a write or an fsync fail
-jq                | jq                     | reads the answers of a broker's API in a script
+jq                | jq                     | reads what the interface of a broker answers
 curl              | curl                   | talks to the server as a script does
 strongswan-pki    | pki                    | an EST client
 libstrongswan-extra-plugins | /usr/lib/ipsec/plugins/libstrongswan-curl.so | lets that client speak HTTPS
