@@ -190,7 +190,8 @@ func (r *Registrar) AdoptProfile(ctx context.Context, actor, reason string, p in
 // Sizes of verifiers that come from elsewhere, in bytes.
 const (
 	maxAdoptedSalt       = 128
-	maxAdoptedIterations = 10_000_000
+	maxAdoptedIterations = 600_000 // half a second to compare
+	maxAdoptedCost       = 12      // of bcrypt, likewise
 	maxAdoptedHash       = 512
 	bcryptText           = 60
 )
@@ -227,8 +228,8 @@ func soundVerifier(v inventory.Verifier) bool {
 	case inventory.RabbitSHA256:
 		return salted(rabbitSalt, 32) && len(v.Salt) == rabbitSalt
 	case inventory.Bcrypt:
-		_, err := bcrypt.Cost(v.Hash)
-		return err == nil && len(v.Hash) == bcryptText && len(v.Salt) == 0 && v.Iterations == 0
+		cost, err := bcrypt.Cost(v.Hash)
+		return err == nil && cost <= maxAdoptedCost && len(v.Hash) == bcryptText && len(v.Salt) == 0 && v.Iterations == 0
 	case inventory.Argon2id:
 		return bytes.HasPrefix(v.Hash, []byte("$argon2id$v=19$")) && len(v.Hash) <= maxAdoptedHash && len(v.Salt) == 0 && v.Iterations == 0
 	}

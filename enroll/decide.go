@@ -86,10 +86,13 @@ func (r *Registrar) Admit(ctx context.Context, broker Principal, l Login) Verdic
 			return Verdict{Reason: reason}, err
 		}
 		v := Verdict{Device: c.device}
-		if l.CommonName != "" {
+		switch {
+		case l.CommonName == "" && (len(l.Certificate) > 0 || !l.Serial.IsZero()):
+			reason = "the certificate has no name"
+		case l.CommonName != "":
 			v.Expires, reason = c.certificate(l, r.now())
-		} else {
-			reason = c.password(l.Password, r.now())
+		default:
+			reason = r.password(ctx, c, l.Password)
 		}
 		if reason != "" {
 			return Verdict{Reason: reason}, nil
@@ -235,7 +238,7 @@ func (r *Registrar) clientOf(in inventory.Reader, broker Principal, id inventory
 	if !token.RevokedAt.IsZero() {
 		return nil, "the token of the broker is revoked", nil
 	}
-	c := &client{trusted: map[inventory.KeyID]bool{}}
+	c := &client{}
 	c.device, err = in.Device(id)
 	switch {
 	case errors.Is(err, inventory.ErrNotFound):
@@ -257,22 +260,50 @@ func (r *Registrar) clientOf(in inventory.Reader, broker Principal, id inventory
 		}
 		c.credentials = append(c.credentials, cred)
 	}
+	rules, err := r.fleetRules(in)
+	if err != nil {
+		return nil, "", err
+	}
+	var ok bool
+	if c.policy, ok = rules.policies[c.device.Profile]; !ok {
+		return nil, "the profile of the device is gone", nil
+	}
+	c.trusted = rules.trusted
+	return c, "", nil
+}
+
+// fleetRules are what all devices have in common at one revision. Nothing in it is
+// changed once it is made.
+type fleetRules struct {
+	revision uint64
+	trusted  map[inventory.KeyID]bool // issuers whose certificates are good
+	policies map[string]topic.Policy  // by the name of the profile
+}
+
+// fleetRules reads them again when anything has changed since the last time: between
+// two changes there are many questions, and a fleet may have many profiles.
+func (r *Registrar) fleetRules(in inventory.Reader) (*fleetRules, error) {
+	have := r.rules.Load()
+	if have != nil && have.revision == in.Revision() {
+		return have, nil
+	}
+	f := &fleetRules{revision: in.Revision(), trusted: map[inventory.KeyID]bool{}, policies: map[string]topic.Policy{}}
 	for iss, err := range in.Issuers() {
 		if err != nil {
-			return nil, "", err
+			return nil, err
 		}
-		c.trusted[iss.KeyID] = vouches(&iss)
+		f.trusted[iss.KeyID] = vouches(&iss)
 	}
 	for p, err := range in.Profiles() {
 		if err != nil {
-			return nil, "", err
+			return nil, err
 		}
-		if p.Name == c.device.Profile {
-			c.policy = p.Policy
-			return c, "", nil
-		}
+		f.policies[p.Name] = p.Policy
 	}
-	return nil, "the profile of the device is gone", nil
+	if have == nil || have.revision < f.revision {
+		r.rules.CompareAndSwap(have, f) // who comes second has wasted a look
+	}
+	return f, nil
 }
 
 // good reports whether a credential opens the door now.
@@ -317,13 +348,30 @@ func (c *client) certificate(l Login, now time.Time) (expires time.Time, reason 
 }
 
 // password compares with every password that is good: while one replaces another,
-// that is two.
-func (c *client) password(given inventory.Secret, now time.Time) string {
-	found := false
+// that is two. An adopted verifier may be dear; of these, few are tried at a time.
+func (r *Registrar) password(ctx context.Context, c *client, given inventory.Secret) string {
+	found, now := false, r.now()
 	for i := range c.credentials {
 		cred := &c.credentials[i]
-		if cred.Kind == inventory.PasswordCredential && c.good(cred, now) && matches(cred.Verifiers, given) {
+		if cred.Kind != inventory.PasswordCredential || !c.good(cred, now) {
+			continue
+		}
+		v, ok := cheapest(cred.Verifiers)
+		if !ok {
+			continue
+		}
+		if dear(v) {
+			select {
+			case r.comparing <- struct{}{}:
+			case <-ctx.Done():
+				return "too many passwords are being compared"
+			}
+		}
+		if matches(v, given) {
 			found = true
+		}
+		if dear(v) {
+			<-r.comparing
 		}
 	}
 	if !found {
@@ -336,21 +384,27 @@ func (c *client) password(given inventory.Secret, now time.Time) string {
 // would be hashed for nothing.
 const maxPassword = 256
 
-// matches reports whether a password is the one of the verifiers. It tries the one
-// that costs least.
-func matches(verifiers []inventory.Verifier, given inventory.Secret) bool {
-	pw := given.Reveal()
-	if len(pw) == 0 || len(pw) > maxPassword {
-		return false
-	}
+// cheapest returns the verifier that costs least to compare with.
+func cheapest(verifiers []inventory.Verifier) (inventory.Verifier, bool) {
 	for _, s := range []inventory.Scheme{inventory.SHA256Suffix, inventory.RabbitSHA256, inventory.SHA512Suffix, inventory.SHA512Prefix, inventory.PBKDF2SHA512, inventory.PBKDF2SHA1, inventory.Bcrypt} {
 		for _, v := range verifiers {
 			if v.Scheme == s {
-				return compare(v, pw)
+				return v, true
 			}
 		}
 	}
-	return false
+	return inventory.Verifier{}, false
+}
+
+// dear reports whether comparing with v takes more than some milliseconds.
+func dear(v inventory.Verifier) bool {
+	return v.Scheme == inventory.Bcrypt || v.Iterations > 1000
+}
+
+// matches reports whether a password is the one of a verifier.
+func matches(v inventory.Verifier, given inventory.Secret) bool {
+	pw := given.Reveal()
+	return len(pw) > 0 && len(pw) <= maxPassword && compare(v, pw)
 }
 
 func compare(v inventory.Verifier, pw []byte) bool {

@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -68,12 +69,17 @@ type Registrar struct {
 	mu       sync.Mutex
 	issuers  map[string]*ca.Issuer   // by name
 	profiles map[string]*issuingRule // by name
-	latest   time.Time               // the latest time that was decided on
+
+	clock  sync.Mutex
+	latest time.Time // the latest time that was decided on
 
 	pace   pace
 	alarms alarms
 	tokens tokenKeyring
 	makers atomic.Pointer[[]Maker]
+	rules  atomic.Pointer[fleetRules] // of the last decision
+
+	comparing chan struct{} // held by who compares a password that is dear to compare
 }
 
 // issuingRule is a device profile made ready for use.
@@ -110,7 +116,7 @@ func New(cfg Config) (*Registrar, error) {
 			return nil, fmt.Errorf("enroll: Config.Schemes: %s is computed for every device already", s)
 		}
 	}
-	return &Registrar{cfg: cfg, issuers: map[string]*ca.Issuer{}, profiles: map[string]*issuingRule{}}, nil
+	return &Registrar{cfg: cfg, issuers: map[string]*ca.Issuer{}, profiles: map[string]*issuingRule{}, comparing: make(chan struct{}, max(1, runtime.NumCPU()/2))}, nil
 }
 
 // SetMakers says whose birth certificates let devices enroll. It may be called
@@ -144,8 +150,8 @@ func (r *Registrar) OpenIssuers(ctx context.Context) error {
 // clock does, so that what has expired stays so.
 func (r *Registrar) now() time.Time {
 	now := inventory.UTC(r.cfg.Now())
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.clock.Lock() // not mu, which is held while a key is opened
+	defer r.clock.Unlock()
 	if now.Before(r.latest) {
 		return r.latest
 	}
