@@ -2,11 +2,11 @@ package targettest
 
 import (
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/imprint-iot/imprint/inventory/topic"
 	"github.com/imprint-iot/imprint/templates"
+	"github.com/imprint-iot/imprint/templates/proof"
 )
 
 // A Decision is what the reference evaluator says to one question.
@@ -38,50 +38,15 @@ func Decisions(tb testing.TB, f *Memory) []Decision {
 
 // Topics returns topic names near the rights of the devices of f, sorted.
 func Topics(f *Memory) []string {
-	names := map[string]bool{"x": true, "fleet": true, "fleet/%u/down": true, "fleet/%c/down": true, "/": true, "news/all": true, "news": true}
+	devices := make([]proof.Device, 0, len(f.Devices))
 	for _, e := range f.Devices {
-		for _, g := range e.Grants {
-			for _, n := range inside(string(g.Filter)) {
-				for _, m := range near(n, string(e.ID)) {
-					if _, err := topic.ParseName(m); err == nil {
-						names[m] = true
-					}
-				}
-			}
+		d := proof.Device{Subject: Subject(e)}
+		for _, g := range e.Grants { // with the names filled in, they are rules as well
+			d.Policy.Rules = append(d.Policy.Rules, topic.Rule{Action: g.Action, Filter: string(g.Filter), Shared: true})
 		}
+		devices = append(devices, d)
 	}
-	out := make([]string, 0, len(names))
-	for n := range names {
-		out = append(out, n)
-	}
-	slices.Sort(out)
-	return out
-}
-
-// inside returns topics that a filter matches, and its own text as far as that
-// is one.
-func inside(filter string) []string {
-	plus := []string{strings.ReplaceAll(filter, "+", "x"), strings.ReplaceAll(filter, "+", "")}
-	var out []string
-	for _, p := range plus {
-		if rest, ok := strings.CutSuffix(p, "#"); ok {
-			out = append(out, strings.TrimSuffix(rest, "/"), rest, rest+"a", rest+"a/b")
-		} else {
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
-// near returns n and topics beside it.
-func near(n, id string) []string {
-	out := []string{n, n + "/", n + "/x", n + "x", "/" + n, strings.ReplaceAll(n, "/", "//"), strings.ToUpper(n),
-		strings.ReplaceAll(n, id, ""), strings.ReplaceAll(n, id, "%u"), strings.ReplaceAll(n, id, id+"x"), strings.ReplaceAll(n, id, "x/"+id),
-		strings.ReplaceAll(n, id, strings.ToLower(id)), strings.ReplaceAll(n, id, id+"/../dev-1"), strings.ReplaceAll(n, "/", ".")}
-	if i := strings.LastIndexByte(n, '/'); i > 0 {
-		out = append(out, n[:i], n[:i]+"/other")
-	}
-	return out
+	return proof.Topics(devices)
 }
 
 // Filters are subscriptions that ask for more than a device may have.
