@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -316,7 +317,8 @@ func TestWebhookVerneMQTopics(t *testing.T) {
 // brk-002, brk-003, brk-005, brk-006: whatever goes wrong, the answer is the broker's
 // own no, and soon.
 func TestWebhookFails(t *testing.T) {
-	var mode string
+	var mode atomic.Value // string
+	mode.Store("")
 	h := newHooked(t, servertest.Options{Settings: noLimits(), Wrap: func(s inventory.Store) inventory.Store { return &brokenReads{s, &mode} }})
 	all := dialects()
 	for i := range all {
@@ -360,9 +362,9 @@ func TestWebhookFails(t *testing.T) {
 			no(name, call{Token: h.token, Body: body})
 		}
 		for _, fault := range []string{"error", "panic", "slow"} {
-			mode = fault
+			mode.Store(fault)
 			no("a store with "+fault, call{Token: h.token, Type: kind, Body: good})
-			mode = ""
+			mode.Store("")
 		}
 	}
 }
@@ -379,11 +381,11 @@ func headers(list []string) map[string]string {
 // about a token.
 type brokenReads struct {
 	inventory.Store
-	mode *string
+	mode *atomic.Value
 }
 
 func (b *brokenReads) Read(ctx context.Context, fn func(inventory.Reader) error) error {
-	switch *b.mode {
+	switch b.mode.Load() {
 	case "error":
 		return errors.New("the disk is gone")
 	case "panic":
