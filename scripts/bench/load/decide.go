@@ -245,8 +245,8 @@ func pace(n int, when func(int) time.Time, due chan<- int) {
 	defer close(due)
 	for i := range n {
 		if wait := time.Until(when(i)); wait > 0 {
-			ts := unix.NsecToTimespec(wait.Nanoseconds())
-			_ = unix.Nanosleep(&ts, nil) // woken early, a question is asked early
+			tv := unix.NsecToTimeval(wait.Nanoseconds())
+			_, _ = unix.Select(0, nil, nil, nil, &tv) // woken early, a question is asked early
 		}
 		due <- i
 	}
