@@ -21,6 +21,8 @@ readme_commands() {
 		go build -o "$dir/bin/imprint" ./cmd/imprint &&
 		{
 			printf 'set -euo pipefail\n'
+			# What a reader would leave running must not be there for the next one.
+			printf "trap 'kill \$(jobs -p) 2>/dev/null || true' EXIT\n"
 			readme_blocks | grep -vE '^(\./scripts/|git clone|cd imprint|go (build|install) )'
 		} >"$dir/readme.sh" || return
 	# Nobody is there to answer a question: end of file, then, not a wait.
