@@ -80,7 +80,9 @@ type everything struct{ mqtt.HookBase }
 
 func (*everything) ID() string { return "everything" }
 
-func (*everything) Provides(b byte) bool { return b == mqtt.OnConnectAuthenticate || b == mqtt.OnACLCheck }
+func (*everything) Provides(b byte) bool {
+	return b == mqtt.OnConnectAuthenticate || b == mqtt.OnACLCheck
+}
 
 func (*everything) OnConnectAuthenticate(*mqtt.Client, packets.Packet) bool { return true }
 
@@ -125,7 +127,7 @@ func TestLaxBroker(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		wider := map[proof.Verb]int{}
+		wider := make(map[proof.Verb]int)
 		for _, q := range r.Wider {
 			wider[q.Verb]++
 		}
