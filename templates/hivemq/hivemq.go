@@ -14,8 +14,8 @@
 //   - A "#" in the filter of a SUBSCRIBE goes through a "+" of a permission. A rule to
 //     receive that ends in "+" or "+/#" is therefore refused.
 //   - Slashes at the end of a topic do not count for a permission without wildcards.
-//     Who may use a/b may use a/b/ as well. That cannot be taken away; what it could
-//     be used for is refused: see [aliases].
+//     Who may use a/b may use a/b/ as well. A rule without wildcards is therefore
+//     refused; a/b/# is exact.
 //   - A wildcard in the first level reaches the topics that begin with "$".
 //
 // The keystore is PKCS #12, which a Java that is asked for JKS reads as well. All its
@@ -104,9 +104,6 @@ func rbacKit(rule func(topic.Rule) (string, []string)) templates.Kit {
 		Append:   func(b []byte, _ int, _ *templates.Entry, _ *templates.Setting) ([]byte, error) { return b, nil },
 	}}
 	k.Check = func(v templates.View, _ *templates.Setting, out *templates.Output) error {
-		if err := aliases(v); err != nil {
-			return err
-		}
 		return writeCredentials(v, out)
 	}
 	k.Devices = readCredentials
@@ -120,7 +117,6 @@ func eseKit(rule func(topic.Rule) (string, []string)) templates.Kit {
 		{PlanFile: templates.PlanFile{Name: templates.ReadmeName, Mode: 0o644, Doc: true}, Text: eseReadme},
 	}
 	k.Lists = []templates.List{{PlanFile: templates.PlanFile{Name: SQLName, Mode: 0o640}, Head: sqlHead, Tail: sqlTail, Append: appendSQL}}
-	k.Check = func(v templates.View, _ *templates.Setting, _ *templates.Output) error { return aliases(v) }
 	k.Devices = readSQL
 	return k
 }
@@ -146,7 +142,6 @@ func kit(caps templates.Capabilities, rule func(topic.Rule) (string, []string)) 
 			"publish, last will and subscribe: every topic, and every filter of a SUBSCRIBE, against the device's rules; shared subscriptions are denied",
 		},
 		NotEnforced: []string{
-			"a slash at the end of a topic does not count: who may use a/b may use a/b/, too",
 			"the certificate is not held against the user name: any certificate of the fleet will do",
 			"a client identifier is not bound to its user",
 			"CRLs: there are none in HiveMQ Community Edition, and none in these files",
@@ -161,6 +156,8 @@ func why(r topic.Rule) (string, []string) {
 	switch {
 	case strings.ContainsAny(f, `§\`) || strings.Contains(f, "${"):
 		return `"${" and "§" are placeholders there, and a backslash is not safe in its database`, []string{"another name for this level"}
+	case !strings.ContainsAny(f, "+#"):
+		return "slashes at the end of a topic do not count for a rule without wildcards: it would open " + f + "/ as well", []string{"all topics below, too: " + strings.TrimRight(f, "/") + "/#"}
 	case strings.HasSuffix(f, "/"):
 		return "slashes at the end of a topic do not count there", []string{"a name for the last level"}
 	case strings.HasPrefix(f, "+"):
@@ -171,53 +168,6 @@ func why(r topic.Rule) (string, []string) {
 		return "a subscription that has # in the place of +/# goes through", []string{"a name in place of the +", "the filter without it: " + strings.TrimSuffix(f, "+/#") + "#"}
 	}
 	return "", nil
-}
-
-// aliases refuses a pair of rules by which a message could get where the policy does
-// not let it. Who may receive a/b may subscribe to a/b/, where nobody publishes but
-// who may publish a/b, too; unless there is a rule to publish a/+, which has an empty
-// level in it. With that refused, and with no rule to receive that ends in a slash or
-// in +, a slash at the end carries no message that could not go without it.
-func aliases(v templates.View) error {
-	var exact []topic.Filter
-	var open []topic.Rule
-	for p, err := range v.Profiles() {
-		if err != nil {
-			return err
-		}
-		for _, r := range p.Policy.Rules {
-			if r.Action == topic.Receive && !strings.ContainsAny(r.Filter, "+#") {
-				exact = append(exact, pattern(r))
-			}
-			if r.Action == topic.Publish && strings.HasSuffix(r.Filter, "/+") {
-				open = append(open, r)
-			}
-		}
-	}
-	for _, r := range open {
-		f, more := string(pattern(r)), true
-		for more {
-			if f, more = strings.CutSuffix(f, "/+"); !more || f == "" {
-				break
-			}
-			if slices.ContainsFunc(exact, topic.Filter(f).Overlaps) {
-				return &templates.InexpressibleError{
-					Target: "hivemq", Rule: r.String(), Why: "with an empty last level it reaches who may receive the topic without it: slashes at the end do not count there",
-					Choices: []string{"a name for the last level"},
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// pattern is the rule's filter for any device at all.
-func pattern(r topic.Rule) topic.Filter {
-	f := r.Filter
-	for _, p := range r.Placeholders() {
-		f = strings.Replace(f, p, "+", 1)
-	}
-	return topic.Filter(f)
 }
 
 // checkText refuses in a resolved filter what no file of HiveMQ can hold as it is.
