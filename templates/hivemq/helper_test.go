@@ -9,16 +9,6 @@ import (
 	"github.com/imprint-iot/imprint/templates/hivemq"
 )
 
-func openDir(tb testing.TB) *durable.Dir {
-	tb.Helper()
-	dir, err := durable.OpenDir(tb.TempDir())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { _ = dir.Close() })
-	return dir
-}
-
 func writeTo(tb testing.TB, dir string, v templates.View, form string) {
 	tb.Helper()
 	d, err := durable.OpenDir(dir)
