@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 )
 
@@ -17,6 +18,28 @@ func NewLineScanner(r io.Reader, longest int) *bufio.Scanner {
 	s.Buffer(make([]byte, min(1<<14, longest)), longest)
 	s.Split(wholeLines)
 	return s
+}
+
+// Lines yields the lines of a file, as [NewLineScanner] reads them. The text is valid
+// until the next one.
+func Lines(src fs.FS, name string, longest int) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		f, err := OpenFile(src, name)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		defer func() { _ = f.Close() }() // read only
+		s := NewLineScanner(f, longest)
+		for s.Scan() {
+			if !yield(s.Bytes(), nil) {
+				return
+			}
+		}
+		if err := s.Err(); err != nil {
+			yield(nil, fmt.Errorf("reading %s: %w", name, err))
+		}
+	}
 }
 
 func wholeLines(data []byte, atEOF bool) (int, []byte, error) {

@@ -30,7 +30,8 @@ func TestRotationReachesAgent(t *testing.T) {
 	if out := r.imprint("rotate", "start", "spring", "--certificates", "--canary", "100", "--dry-run"); !strings.Contains(out, "1 certificates") || !strings.Contains(out, "nothing has been changed") {
 		t.Errorf("the plan is %q", out)
 	}
-	time.Sleep(1100 * time.Millisecond) // times are in whole seconds: the certificate is of the time before
+	enrolled := time.Now().Unix() // times are in whole seconds: the certificate has to be of the time before
+	waitFor(t, func() bool { return time.Now().Unix() > enrolled })
 	r.imprint("rotate", "start", "spring", "--certificates", "--canary", "100", "--reason", "a test")
 	run := r.command("agent", "run", "--config", "agent.json")
 	run.Stderr = os.Stderr

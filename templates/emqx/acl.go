@@ -117,7 +117,7 @@ func cutString(b []byte) (s string, rest []byte, ok bool) {
 func readTerms(src fs.FS) iter.Seq2[templates.Entry, error] {
 	return func(yield func(templates.Entry, error) bool) {
 		r := termReader{head: strings.SplitAfter(strings.TrimSuffix(aclHead, "\n"), "\n")}
-		for text, err := range lines(src, ACLName) {
+		for text, err := range templates.Lines(src, ACLName, maxLine) {
 			r.n++
 			var done *templates.Entry
 			if err == nil {

@@ -73,7 +73,7 @@ func appendJSON(b []byte, _ int, e *templates.Entry, _ *templates.Setting) ([]by
 func readJSON(src fs.FS) iter.Seq2[templates.Entry, error] {
 	return func(yield func(templates.Entry, error) bool) {
 		n := 0
-		for text, err := range lines(src, RulesName) {
+		for text, err := range templates.Lines(src, RulesName, maxLine) {
 			n++
 			var e templates.Entry
 			if err == nil {

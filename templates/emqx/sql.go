@@ -146,7 +146,7 @@ func readRows(src fs.FS) iter.Seq2[templates.Entry, error] {
 		head, tail := strings.SplitAfter(sqlHead, "\n"), strings.SplitAfter(sqlTail, "\n")
 		frame := append(head[:len(head)-1], tail[:len(tail)-1]...)
 		n, seen, rows := 0, 0, len(head)-1
-		for text, err := range lines(src, SQLName) {
+		for text, err := range templates.Lines(src, SQLName, maxLine) {
 			n++
 			var e templates.Entry
 			switch {

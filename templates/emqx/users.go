@@ -72,33 +72,11 @@ func (e *lineError) Error() string {
 
 const notOurs = "it is not what imprint writes"
 
-// lines yields the lines of a file, without their ends. The text is valid until the
-// next one.
-func lines(src fs.FS, name string) iter.Seq2[[]byte, error] {
-	return func(yield func([]byte, error) bool) {
-		f, err := templates.OpenFile(src, name)
-		if err != nil {
-			yield(nil, err)
-			return
-		}
-		defer func() { _ = f.Close() }() // read only
-		s := templates.NewLineScanner(f, maxLine)
-		for s.Scan() {
-			if !yield(s.Bytes(), nil) {
-				return
-			}
-		}
-		if err := s.Err(); err != nil {
-			yield(nil, fmt.Errorf("reading %s: %w", name, err))
-		}
-	}
-}
-
 // readUsers yields the names and verifiers of imprint-users.csv.
 func readUsers(src fs.FS) iter.Seq2[templates.Entry, error] {
 	return func(yield func(templates.Entry, error) bool) {
 		n := 0
-		for text, err := range lines(src, UsersName) {
+		for text, err := range templates.Lines(src, UsersName, maxLine) {
 			n++
 			var e templates.Entry
 			switch {

@@ -130,23 +130,6 @@ func (r *Report) Add(q Question, a Answer) {
 	}
 }
 
-// Merge adds what another report counts.
-func (r *Report) Merge(o Report) {
-	if r.Verbs == nil {
-		r.Verbs = map[string]int{}
-	}
-	r.Asked, r.Unknown = r.Asked+o.Asked, r.Unknown+o.Unknown
-	for v, n := range o.Verbs {
-		r.Verbs[v] += n
-	}
-	r.Wider, r.Narrower = append(r.Wider, o.Wider...), append(r.Narrower, o.Narrower...)
-}
-
-// Row is the report as a line of a table: target, how, decisions, mismatches.
-func (r *Report) Row() []string {
-	return []string{r.Target, r.How, fmt.Sprint(r.Asked), fmt.Sprint(len(r.Wider)), fmt.Sprint(len(r.Narrower))}
-}
-
 // Evaluate asks an evaluator all questions.
 func Evaluate(target string, e Evaluator, questions []Question) (Report, error) {
 	r := Report{Target: target, How: "evaluator"}

@@ -101,33 +101,11 @@ func (e *lineError) Error() string {
 	return fmt.Sprintf("reading %s: line %d: %s", e.file, e.line, e.why)
 }
 
-// lines yields the lines of a file, without their ends. The text is valid until the
-// next one.
-func lines(src fs.FS, name string) iter.Seq2[[]byte, error] {
-	return func(yield func([]byte, error) bool) {
-		f, err := templates.OpenFile(src, name)
-		if err != nil {
-			yield(nil, err)
-			return
-		}
-		defer func() { _ = f.Close() }() // read only
-		s := templates.NewLineScanner(f, maxLine)
-		for s.Scan() {
-			if !yield(s.Bytes(), nil) {
-				return
-			}
-		}
-		if err := s.Err(); err != nil {
-			yield(nil, fmt.Errorf("reading %s: %w", name, err))
-		}
-	}
-}
-
 // readPasswords yields the names and verifiers of vmq.passwd.
 func readPasswords(src fs.FS) iter.Seq2[templates.Entry, error] {
 	return func(yield func(templates.Entry, error) bool) {
 		n := 0
-		for line, err := range lines(src, PasswordName) {
+		for line, err := range templates.Lines(src, PasswordName, maxLine) {
 			n++
 			var e templates.Entry
 			if err == nil {
@@ -181,7 +159,7 @@ func readSections(src fs.FS) iter.Seq2[templates.Entry, error] {
 	return func(yield func(templates.Entry, error) bool) {
 		var e templates.Entry
 		n := 0
-		for line, err := range lines(src, ACLName) {
+		for line, err := range templates.Lines(src, ACLName, maxLine) {
 			n++
 			if name, ok := bytes.CutPrefix(line, []byte(userLine)); err == nil && ok {
 				if e.ID != "" && !yield(e, nil) {

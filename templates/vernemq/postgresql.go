@@ -156,7 +156,7 @@ func readRows(src fs.FS) iter.Seq2[templates.Entry, error] {
 		head, tail := strings.SplitAfter(sqlHead, "\n"), strings.SplitAfter(sqlTail, "\n")
 		frame := append(head[:len(head)-1], tail[:len(tail)-1]...)
 		n, seen, rows := 0, 0, len(head)-1
-		for line, err := range lines(src, SQLName) {
+		for line, err := range templates.Lines(src, SQLName, maxLine) {
 			n++
 			var e templates.Entry
 			isRow := bytes.HasPrefix(line, []byte(rowHead))
