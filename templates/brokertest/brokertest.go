@@ -56,14 +56,14 @@ func Ports(tb testing.TB, n int) []uint16 {
 // A Process is a broker that runs until the test ends.
 type Process struct {
 	cmd  *exec.Cmd
-	log  *log
+	log  *Log
 	done chan struct{}
 }
 
 // Start runs a broker and waits until it accepts connections at all addresses.
 func Start(tb testing.TB, cmd *exec.Cmd, addresses ...string) *Process {
 	tb.Helper()
-	p := &Process{cmd: cmd, log: &log{}, done: make(chan struct{})}
+	p := &Process{cmd: cmd, log: &Log{}, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = p.log, p.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -124,21 +124,21 @@ func (p *Process) Wait(tb testing.TB, what string, so func() bool) {
 	}
 }
 
-// A log is written by the process and read by the test.
-type log struct {
+// A Log is written by a process and read by a test. The zero value is empty.
+type Log struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
 // Write implements [io.Writer].
-func (l *log) Write(p []byte) (int, error) {
+func (l *Log) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
 }
 
 // String is everything that was written.
-func (l *log) String() string {
+func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()

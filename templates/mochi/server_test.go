@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/eclipse/paho.golang/packets"
+
+	"github.com/imprint-iot/imprint/templates/brokertest"
 )
 
 const patience = 10 * time.Second
@@ -60,21 +62,7 @@ type server struct {
 	cmd   *exec.Cmd
 	ended chan struct{}
 
-	mu  sync.Mutex
-	log bytes.Buffer
-}
-
-// Write takes the broker's log.
-func (s *server) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.log.Write(p)
-}
-
-func (s *server) text() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.log.String()
+	log brokertest.Log
 }
 
 // start runs a broker with an export, and ends it with the test.
@@ -86,7 +74,7 @@ func start(t *testing.T, dir string) *server {
 	}
 	s := &server{ended: make(chan struct{})}
 	s.cmd = exec.Command(name, dir)
-	s.cmd.Stdout, s.cmd.Stderr = s, s
+	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -94,7 +82,7 @@ func start(t *testing.T, dir string) *server {
 	t.Cleanup(func() {
 		_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
 		<-s.ended
-		if text := s.text(); t.Failed() || strings.Contains(text, "panic") || strings.Contains(text, "DATA RACE") {
+		if text := s.log.String(); t.Failed() || strings.Contains(text, "panic") || strings.Contains(text, "DATA RACE") {
 			t.Errorf("log: %.20000s", text)
 		}
 	})
@@ -112,17 +100,17 @@ func (s *server) await(t *testing.T, line string, n int) {
 	eventually(t, line, func() bool {
 		select {
 		case <-s.ended:
-			t.Fatalf("the broker has ended:\n%s", s.text())
+			t.Fatalf("the broker has ended:\n%s", s.log.String())
 		default:
 		}
-		return strings.Contains(s.text()[n:], line)
+		return strings.Contains(s.log.String()[n:], line)
 	})
 }
 
 // hup sends SIGHUP and waits for a line in the log.
 func (s *server) hup(t *testing.T, line string) {
 	t.Helper()
-	n := len(s.text())
+	n := len(s.log.String())
 	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}

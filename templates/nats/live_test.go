@@ -170,7 +170,7 @@ func TestReload(t *testing.T) {
 	if err := os.WriteFile(name, []byte("users = ["), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n := len(s.text())
+	n := len(s.log.String())
 	if err := s.cmd.Process.Signal(hup); err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"github.com/imprint-iot/imprint/templates/brokertest"
 )
 
 const patience = 10 * time.Second
@@ -64,21 +66,7 @@ type server struct {
 	clients string // address of its own protocol
 	ended   chan struct{}
 
-	mu  sync.Mutex
-	log bytes.Buffer
-}
-
-// Write takes the server's log.
-func (s *server) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.log.Write(p)
-}
-
-func (s *server) text() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.log.String()
+	log brokertest.Log
 }
 
 // start runs a server with the configuration in a directory, and ends it with the
@@ -98,7 +86,7 @@ func start(t *testing.T, dir string, mqtt uint16) *server {
 		t.Fatal(err)
 	}
 	s.cmd = exec.Command(name, "-c", conf)
-	s.cmd.Stdout, s.cmd.Stderr = s, s
+	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -107,7 +95,7 @@ func start(t *testing.T, dir string, mqtt uint16) *server {
 		_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
 		<-s.ended
 		if t.Failed() {
-			t.Log(s.text())
+			t.Log(s.log.String())
 		}
 	})
 	go func() {
@@ -131,17 +119,17 @@ func (s *server) await(t *testing.T, line string, n int) {
 	eventually(t, line, func() bool {
 		select {
 		case <-s.ended:
-			t.Fatalf("the server has ended:\n%s", s.text())
+			t.Fatalf("the server has ended:\n%s", s.log.String())
 		default:
 		}
-		return strings.Contains(s.text()[n:], line)
+		return strings.Contains(s.log.String()[n:], line)
 	})
 }
 
 // reload lets the server read its configuration again.
 func (s *server) reload(t *testing.T) {
 	t.Helper()
-	n := len(s.text())
+	n := len(s.log.String())
 	if err := s.cmd.Process.Signal(hup); err != nil {
 		t.Fatal(err)
 	}
